@@ -1,0 +1,47 @@
+"""gradscope tells from the gradients why a PyTorch network does not learn."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradscope import testing as testing
+    from gradscope.diagnosis import Diagnosis as Diagnosis
+    from gradscope.diagnosis import diagnose as diagnose
+    from gradscope.errors import GradscopeError as GradscopeError
+    from gradscope.probe import probe as probe
+    from gradscope.recorder import Scope as Scope
+    from gradscope.recorder import watch as watch
+    from gradscope.report import write_report as write_report
+    from gradscope.trace import Trace as Trace
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Diagnosis": "gradscope.diagnosis",
+    "GradscopeError": "gradscope.errors",
+    "Scope": "gradscope.recorder",
+    "Trace": "gradscope.trace",
+    "diagnose": "gradscope.diagnosis",
+    "probe": "gradscope.probe",
+    "watch": "gradscope.recorder",
+    "write_report": "gradscope.report",
+}
+
+__all__ = [*sorted(_HOME), "testing"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that ``import gradscope`` stays light."""
+    if name == "testing":
+        return importlib.import_module("gradscope.testing")
+    if name not in _HOME:
+        raise AttributeError(f"module 'gradscope' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value  # also over the submodule of the same name, as for `probe`
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

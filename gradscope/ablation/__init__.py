@@ -1,0 +1,1 @@
+"""Ablation grids: from YAML to results on disk."""

@@ -1,0 +1,62 @@
+"""The command line: one thin function per command; imports torch only inside commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import click
+import typer
+
+from gradscope import __version__
+from gradscope.errors import GradscopeError
+
+app = typer.Typer(
+    name="gradscope",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Tell from the gradients why a PyTorch network does not learn, and prove what mends it.",
+)
+data_app = typer.Typer(
+    no_args_is_help=True, help="Prepare images: the drawn demo set or a COCO folder."
+)
+app.add_typer(data_app, name="data")
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"gradscope {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Tell from the gradients why a PyTorch network does not learn, and prove what mends it."""
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one line on stderr and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except GradscopeError as error:
+        _fail(str(error))
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except (KeyboardInterrupt, click.Abort):
+        typer.secho("interrupted", fg="yellow", err=True)
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> None:
+    one_line = " ".join(message.split())
+    typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
+    typer.echo(one_line, err=True)
+    sys.exit(2)
