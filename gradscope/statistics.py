@@ -1,8 +1,18 @@
-"""What is measured per tensor: names, units, formulas."""
+"""What is measured per tensor: names, units, formulas, and the kernels that compute them.
+
+Norms and extremes are exact. Shares (of zeros, of non-finite and of saturated elements) and the
+size of an update come from a strided sample of at most `SAMPLE_LIMIT` elements: counting over all
+elements costs more than everything else together, and the sample's standard error is below one
+percentage point. Tensors up to that size are counted whole.
+"""
 
 from __future__ import annotations
 
+import functools
 from typing import Literal
+
+import torch
+from torch import Tensor
 
 Kind = Literal["weight", "activation", "activation_grad"]
 
@@ -16,8 +26,142 @@ STATISTICS: dict[str, str] = {
     "abs_max": "largest magnitude",
     "zero_fraction": "share of elements that are exactly zero, 0 to 1",
     "nonfinite_fraction": "share of elements that are NaN or Inf, 0 to 1",
-    "unclipped_norm": "norm of the gradient before clipping, where it was clipped in place",
+    "unclipped_norm": "norm of the gradient when backward had ended, before any clipping",
     "weight_norm": "L2 norm of the parameter itself before the step",
     "update_ratio": "norm(parameter after - before the step) / norm(parameter before)",
+    "saturated_fraction": "share of outputs within 1 % of the bounds of a bounded activation",
+    "dead_fraction": "share of units whose output was zero on every example recorded so far",
 }
 """Name of each statistic, as a column of the table, and its formula."""
+
+SAMPLE_LIMIT = 4096
+"""Most elements of one tensor that are counted; the standard error of a share p is
+sqrt(p (1 - p) / 4096), at most 0.8 percentage points."""
+
+HISTOGRAM_RANGE = (-40, 24)
+"""log2|g| covered by the histogram, one bin per power of two; outliers land in the end bins."""
+
+
+def elements(tensor: Tensor) -> Tensor:
+    """The elements of a tensor as one real vector, without a copy where memory is dense.
+
+    Args:
+        tensor: any shape, layout, dtype and device; DTensors give their local shard, sparse
+            tensors their stored values, complex ones real and imaginary parts.
+
+    Returns:
+        1-d real tensor, in the order of memory (statistics do not depend on the order).
+    """
+    tensor = tensor.detach()
+    if hasattr(tensor, "to_local"):
+        tensor = tensor.to_local()
+    if tensor.layout != torch.strided:
+        tensor = tensor.coalesce().values() if tensor.is_sparse else tensor.to_dense()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    if tensor.dim() == 1:
+        return tensor
+    if tensor.is_contiguous():
+        return tensor.view(-1)
+    for layout in (torch.channels_last, torch.channels_last_3d):
+        rank = 4 if layout is torch.channels_last else 5
+        if tensor.dim() == rank and tensor.is_contiguous(memory_format=layout):
+            return tensor.as_strided((tensor.numel(),), (1,))
+    return tensor.reshape(-1)
+
+
+@functools.cache
+def stride_for(numel: int, limit: int = SAMPLE_LIMIT) -> int:
+    """Stride that takes at most `limit` of `numel` elements; a prime, to fall in step with no axis."""
+    if numel <= limit:
+        return 1
+    stride = -(-numel // limit)
+    while any(stride % d == 0 for d in range(2, int(stride**0.5) + 1)):
+        stride += 1
+    return stride
+
+
+def sample(vector: Tensor) -> Tensor:
+    """A copy of at most `SAMPLE_LIMIT` evenly spaced elements.
+
+    Args:
+        vector: 1-d, from `elements`.
+
+    Returns:
+        1-d float32 (float64 stays) on the same device.
+    """
+    taken = vector[:: stride_for(vector.numel())]
+    if taken.dtype in (torch.float16, torch.bfloat16):
+        return taken.float()
+    return taken.clone() if taken.is_floating_point() else taken.float()
+
+
+def norms(vectors: list[Tensor]) -> Tensor:
+    """L2 norms of many vectors in one batched call.
+
+    Args:
+        vectors: 1-d, real floating dtype, one device.
+
+    Returns:
+        float32, shape (len(vectors),), on the vectors' device. No host synchronisation.
+    """
+    half = any(v.dtype in (torch.float16, torch.bfloat16) for v in vectors)
+    if half:  # the sum of squares overflows fp16 beyond 65504
+        found = [torch.linalg.vector_norm(v, dtype=torch.float32) for v in vectors]
+    else:
+        found = list(torch._foreach_norm(vectors, 2.0))
+    return torch.stack([n.float() for n in found])
+
+
+def rms(tensor: Tensor) -> Tensor:
+    """Root mean square of one tensor: sqrt(mean(g^2)), accumulated in float32.
+
+    Args:
+        tensor: any shape with at least one element; NaN and Inf propagate.
+
+    Returns:
+        0-d float32 tensor on the same device.
+    """
+    vector = elements(tensor)
+    norm = torch.linalg.vector_norm(vector, dtype=torch.promote_types(vector.dtype, torch.float32))
+    return (norm / vector.numel() ** 0.5).float()
+
+
+def shares(samples: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Shares of zeros and of non-finite elements in each sample, in a few kernels for all.
+
+    Args:
+        samples: 1-d floating, from `sample`, one device.
+
+    Returns:
+        Two float32 tensors of shape (len(samples),); NaN for an empty sample.
+    """
+    joined = torch.cat([s.float() for s in samples])
+    lengths = _lengths(tuple(s.numel() for s in samples), joined.device)
+    counted = torch.stack([joined == 0, joined - joined != 0], dim=1).float()
+    sums = torch.segment_reduce(counted, "sum", lengths=lengths, axis=0, initial=0.0)
+    zero, nonfinite = (sums / lengths.unsqueeze(1)).unbind(1)
+    return zero, nonfinite
+
+
+@functools.lru_cache(maxsize=64)
+def _lengths(values: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device)
+
+
+def log2_histogram(taken: Tensor) -> Tensor:
+    """Counts of log2|g| in bins of one power of two.
+
+    Args:
+        taken: 1-d floating, from `sample`.
+
+    Returns:
+        float32 counts, shape (HISTOGRAM_RANGE[1] - HISTOGRAM_RANGE[0],); zeros and non-finite
+        elements are left out.
+    """
+    low, high = HISTOGRAM_RANGE
+    exponent = torch.frexp(taken.float())[1] - 1
+    counted = torch.isfinite(taken) & (taken != 0)
+    index = exponent.clamp(low, high - 1).sub(low).long()
+    counts = torch.zeros(high - low, device=taken.device)
+    return counts.index_add_(0, index, counted.float())

@@ -1,0 +1,331 @@
+"""StatisticsBuffer: recorded numbers on their device, copied out in one piece per flush, thinned.
+
+One row per recorded step, one column per tensor, a handful of raw statistics each. A row is filled
+in a scratch area, whose cells are 0-d views that kernels write into directly, and then copied into
+a ring of `RING` rows. The ring leaves the device when it is full, without the host waiting.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from gradscope.statistics import HISTOGRAM_RANGE, STATISTICS
+from gradscope.trace import RecordedStep, RecordedTensor
+
+RAW = (
+    "norm",
+    "minimum",
+    "maximum",
+    "zero",
+    "nonfinite",
+    "saturated",
+    "dead",
+    "unclipped",
+    "weight_norm",
+    "update",
+)
+"""What the device stores per tensor; `finish` turns it into the statistics of the table."""
+
+RING = 32
+"""Recorded steps that wait on the device before they are copied out."""
+
+DENSE = 16
+"""The first recorded steps are never thinned out: most of what goes wrong goes wrong there."""
+
+META = 0
+"""Column that holds the loss scale (row `norm`) and whether the step found Inf (row `zero`)."""
+
+BINS = HISTOGRAM_RANGE[1] - HISTOGRAM_RANGE[0]
+
+
+@dataclass(slots=True)
+class _Row:
+    """What the host knows of one recorded step."""
+
+    step: RecordedStep
+    numel: dict[int, int]
+    """Column -> number of elements, for the tensors that were seen."""
+    scaled: frozenset[int]
+    """Columns whose raw values still carry the loss scale."""
+    raw: Tensor | None = None
+    histogram: Tensor | None = None
+
+
+@dataclass(slots=True)
+class _Area:
+    """Scratch and ring on one device."""
+
+    device: torch.device
+    capacity: int
+    scratch: Tensor = field(init=False)
+    ring: Tensor = field(init=False)
+    cells: list[tuple[Tensor, ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scratch = torch.full((len(RAW), self.capacity), torch.nan, device=self.device)
+        self.ring = torch.empty((RING, len(RAW), self.capacity), device=self.device)
+        self.cells = [row.unbind(0) for row in self.scratch.unbind(0)]
+
+
+class StatisticsBuffer:
+    """Rows of raw statistics: fixed memory on the device, bounded memory on the host."""
+
+    def __init__(self, every: int, max_steps: int, *, histograms: bool) -> None:
+        self.interval = every
+        self.columns: list[RecordedTensor] = []
+        self.histograms = histograms
+        self._max_steps = max_steps
+        self._index: dict[tuple[str, str, str, int, int], int] = {}
+        self._device_of: list[torch.device | None] = [None]
+        self._areas: dict[torch.device, _Area] = {}
+        self._rows: list[_Row] = []
+        self._waiting: list[_Row] = []
+        self._in_flight: list[tuple[list[_Row], list[tuple[torch.device, Tensor, object]]]] = []
+        self._dense_steps: set[int] = set()
+        self._first_nonfinite: int | None = None
+        self._constants: dict[tuple[torch.device, torch.dtype, tuple[float, ...]], Tensor] = {}
+        self._histogram: Tensor | None = None
+
+    def wants(self, step: int) -> bool:
+        """Whether this step is to be recorded, by the interval that thinning has reached."""
+        return step % self.interval == 0
+
+    def column(self, tensor: RecordedTensor, device: torch.device) -> int:
+        """The column of a tensor, made when it is first asked for; column 0 is not a tensor's."""
+        key = (tensor.kind, tensor.module, tensor.parameter, tensor.call, tensor.output)
+        index = self._index.get(key)
+        if index is None:
+            index = self._index[key] = len(self.columns) + 1
+            self.columns.append(tensor)
+            self._device_of.append(device)
+        return index
+
+    def cells(self, device: torch.device, column: int) -> list[Tensor]:
+        """The 0-d float32 cells of one column in the order of `RAW`, to be written by kernels."""
+        area = self._area(device, column)
+        return [row[column] for row in area.cells]
+
+    def cell(self, device: torch.device, column: int, name: str) -> Tensor:
+        """One 0-d float32 cell."""
+        return self._area(device, column).cells[RAW.index(name)][column]
+
+    def put(self, device: torch.device, name: str, columns: Sequence[int], values: Tensor) -> None:
+        """Write one raw statistic of many tensors.
+
+        Args:
+            device: where they live.
+            name: one of `RAW`.
+            columns: column of each.
+            values: float32, shape (len(columns),).
+        """
+        area = self._area(device, max(columns))
+        area.scratch[RAW.index(name)].index_copy_(0, self._on_device(device, columns), values)
+
+    def get(self, device: torch.device, name: str, columns: Sequence[int]) -> Tensor:
+        """Read one raw statistic of many tensors of the current step, on the device."""
+        area = self._area(device, max(columns))
+        return area.scratch[RAW.index(name)].index_select(0, self._on_device(device, columns))
+
+    def constant(self, device: torch.device, values: Sequence[float]) -> Tensor:
+        """A float32 vector that is the same at every step, copied to the device only once."""
+        return self._cached(device, tuple(values), torch.float32)
+
+    def put_histogram(self, column: int, counts: Tensor) -> None:
+        """Keep the histogram of one tensor in the current step."""
+        if self._histogram is None or self._histogram.shape[0] <= column:
+            grown = torch.zeros((len(self.columns) + 1, BINS), device=counts.device)
+            if self._histogram is not None:
+                grown[: self._histogram.shape[0]] = self._histogram
+            self._histogram = grown
+        self._histogram[column] = counts
+
+    def begin(self) -> None:
+        """Start a row."""
+        for area in self._areas.values():
+            area.scratch.fill_(torch.nan)
+        self._histogram = None
+
+    def end(self, step: RecordedStep, numel: dict[int, int], scaled: frozenset[int]) -> None:
+        """Finish the row: `numel` names the columns that were seen in it."""
+        if self._rows and self._rows[-1].numel == numel:
+            numel = self._rows[-1].numel  # one dictionary for all steps alike
+        row = _Row(step, numel, scaled)
+        for area in self._areas.values():
+            area.ring[len(self._waiting)].copy_(area.scratch)
+        row.histogram = self._histogram
+        self._waiting.append(row)
+        self._rows.append(row)
+        if len(self._dense_steps) < DENSE:
+            self._dense_steps.add(step.step)
+        if len(self._waiting) == RING:
+            self.flush()
+        if len(self._rows) > self._max_steps:
+            self._thin()
+
+    def flush(self) -> None:
+        """Start copying the waiting rows to the host; on CUDA the host does not wait for it."""
+        self._settle()
+        if not self._waiting:
+            return
+        copies: list[tuple[torch.device, Tensor, object]] = []
+        for device, area in self._areas.items():
+            full = area.ring[: len(self._waiting)]
+            if device.type == "cuda":
+                host = torch.empty(full.shape, pin_memory=True)
+                host.copy_(full, non_blocking=True)
+                done = torch.cuda.Event()
+                done.record(torch.cuda.current_stream(device))
+                copies.append((device, host, done))
+            else:
+                copies.append((device, full.to("cpu", copy=True), None))
+        self._in_flight.append((self._waiting, copies))
+        self._waiting = []
+
+    def rows(self) -> list[_Row]:
+        """All kept rows with their numbers on the host."""
+        self.flush()
+        self._settle()
+        return self._rows
+
+    def release(self) -> None:
+        """Give the device memory back; rows stay."""
+        self.rows()
+        self._areas.clear()
+        self._constants.clear()
+        self._histogram = None
+
+    def _area(self, device: torch.device, column: int) -> _Area:
+        area = self._areas.get(device)
+        if area is None or area.capacity <= column:
+            capacity = max(2 * column, 2 * len(self.columns), 64)
+            grown = _Area(device, capacity)
+            if area is not None:
+                grown.scratch[:, : area.capacity] = area.scratch
+                grown.ring[:, :, : area.capacity] = area.ring
+            self._areas[device] = area = grown
+        return area
+
+    def _on_device(self, device: torch.device, columns: Sequence[int]) -> Tensor:
+        return self._cached(device, tuple(columns), torch.int64)
+
+    def _cached(
+        self, device: torch.device, values: tuple[float, ...], dtype: torch.dtype
+    ) -> Tensor:
+        key = (device, dtype, values)
+        found = self._constants.get(key)
+        if found is None:
+            if len(self._constants) > 64:  # a network whose used parameters change every step
+                self._constants.clear()
+            found = self._constants[key] = torch.tensor(values, device=device, dtype=dtype)
+        return found
+
+    def _settle(self) -> None:
+        for rows, copies in self._in_flight:
+            width = max((host.shape[2] for _, host, _ in copies), default=0)
+            for row in rows:
+                row.raw = torch.full((len(RAW), width), torch.nan)
+            for device, host, done in copies:
+                if isinstance(done, torch.cuda.Event):
+                    done.synchronize()
+                mine = [c for c, d in enumerate(self._device_of) if d == device]
+                mine = [c for c in mine if c < host.shape[2]]
+                for i, row in enumerate(rows):
+                    assert row.raw is not None
+                    row.raw[:, mine] = host[i][:, mine]
+                    if not host[i, 0, META].isnan():
+                        row.raw[:, META] = host[i][:, META]
+            for row in rows:
+                _complete(row)
+                if row.histogram is not None:
+                    row.histogram = row.histogram.to("cpu", torch.int32)
+                if self._first_nonfinite is None and _nonfinite(row):
+                    self._first_nonfinite = row.step.step
+        self._in_flight = []
+
+    def _thin(self) -> None:
+        while len(self._rows) > self._max_steps:
+            self.interval *= 2
+            self._rows = [
+                row
+                for row in self._rows
+                if row.step.step % self.interval == 0
+                or row.step.step in self._dense_steps
+                or row.step.step == self._first_nonfinite
+            ]
+
+
+def _complete(row: _Row) -> None:
+    assert row.raw is not None
+    scale = float(row.raw[RAW.index("norm"), META])
+    found_inf = float(row.raw[RAW.index("zero"), META])
+    if not math.isnan(scale):  # there was a GradScaler
+        skipped = row.step.skipped or found_inf > 0
+        row.step = replace(row.step, loss_scale=scale, skipped=skipped)
+
+
+def _nonfinite(row: _Row) -> bool:
+    assert row.raw is not None
+    seen = row.raw[:, list(row.numel)]
+    return bool((seen[RAW.index("nonfinite")] > 0).any() or seen[RAW.index("norm")].isinf().any())
+
+
+def finish(rows: list[_Row], n_columns: int) -> tuple[Tensor, Tensor]:
+    """Turn raw rows into the statistics of the table.
+
+    Args:
+        rows: from `StatisticsBuffer.rows`.
+        n_columns: number of recorded tensors.
+
+    Returns:
+        Values, float32 of shape (rows, tensors, len(STATISTICS)), and presence, bool of shape
+        (rows, tensors).
+    """
+    raw = torch.full((len(rows), len(RAW), n_columns + 1), torch.nan)
+    numel = torch.ones((len(rows), n_columns + 1))
+    scale = torch.ones((len(rows), n_columns + 1))
+    present = torch.zeros((len(rows), n_columns + 1), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        assert row.raw is not None
+        width = min(row.raw.shape[1], n_columns + 1)
+        raw[i, :, :width] = row.raw[:, :width]
+        columns = list(row.numel)
+        present[i, columns] = True
+        numel[i, columns] = torch.tensor(list(row.numel.values()), dtype=torch.float32)
+        scale[i, list(row.scaled)] = row.step.loss_scale
+    cell = {name: raw[:, i] for i, name in enumerate(RAW)}
+    norm = cell["norm"] / scale
+    abs_max = torch.maximum(cell["maximum"], -cell["minimum"]) / scale
+    # The extremes are exact and carry NaN and Inf; where the sample missed them, at least one is.
+    missed = ~abs_max.isfinite() & (cell["nonfinite"] == 0)
+    nonfinite = torch.where(missed, 1 / numel, cell["nonfinite"])
+    columns_of = {
+        "norm": norm,
+        "rms": norm / numel.sqrt(),
+        "abs_max": abs_max,
+        "zero_fraction": cell["zero"],
+        "nonfinite_fraction": nonfinite,
+        "unclipped_norm": cell["unclipped"] / scale,
+        "weight_norm": cell["weight_norm"],
+        "update_ratio": cell["update"] / cell["weight_norm"],
+        "saturated_fraction": cell["saturated"],
+        "dead_fraction": cell["dead"],
+    }
+    values = torch.stack([columns_of[name] for name in STATISTICS], dim=2)
+    values[~present] = torch.nan
+    return values[:, 1:], present[:, 1:]
+
+
+def histograms(rows: list[_Row], n_columns: int) -> Tensor | None:
+    """Histograms of all rows, int32 of shape (rows, tensors, bins), or None without any."""
+    if not any(row.histogram is not None for row in rows):
+        return None
+    counts = torch.zeros((len(rows), n_columns + 1, BINS), dtype=torch.int32)
+    for i, row in enumerate(rows):
+        if row.histogram is not None:
+            counts[i, : row.histogram.shape[0]] = row.histogram
+    return counts[:, 1:]

@@ -1,0 +1,503 @@
+"""What the recorder reads in one step: parameter gradients, module outputs and their gradients."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradscope import statistics
+from gradscope.buffer import RAW, StatisticsBuffer
+from gradscope.structure import Call, Structure, is_normalisation, read_structure
+from gradscope.trace import RecordedTensor
+
+MAX_CALLS = 256
+"""Calls of one module within one step that are recorded; a longer loop is cut off there."""
+
+_NORM, _MINIMUM, _MAXIMUM = (RAW.index(name) for name in ("norm", "minimum", "maximum"))
+
+_BOUNDS: dict[type[nn.Module], tuple[float, float]] = {
+    nn.Tanh: (-1.0, 1.0),
+    nn.Sigmoid: (0.0, 1.0),
+    nn.Softsign: (-1.0, 1.0),
+    nn.Hardtanh: (-1.0, 1.0),
+    nn.ReLU6: (0.0, 6.0),
+    nn.Hardsigmoid: (0.0, 1.0),
+}
+"""Range of the activations that can saturate on both sides."""
+
+
+class ParameterReader:
+    """Gradients, norms and updates of all parameters, batched per device."""
+
+    def __init__(
+        self, model: nn.Module, optimizers: Sequence[Optimizer], buffer: StatisticsBuffer
+    ) -> None:
+        self.numel: dict[int, int] = {}
+        """Column -> number of elements, of the parameters measured in this step."""
+        self.ever: set[str] = set()
+        """Names of the parameters that got a gradient in some recorded step."""
+        self._buffer = buffer
+        self._optimizers = optimizers
+        self._parameters = dict(model.named_parameters())
+        self._columns: dict[str, int] = {}
+        for name, parameter in self._parameters.items():
+            if parameter.requires_grad:
+                self._column(name, parameter)
+        self._versions: dict[str, tuple[int, int]] = {}
+        self._before: dict[str, tuple[Tensor, float]] = {}
+        self._sharded: dict[int, Any] = {}
+
+    def begin(self) -> None:
+        """Forget the last step."""
+        self.numel = {}
+        self._versions = {}
+        self._before = {}
+        self._sharded = {}
+
+    def after_backward(self, scale: Tensor | None, *, whole: bool) -> None:
+        """Take the norms before anyone clips; all statistics where the step may be skipped.
+
+        Args:
+            scale: factor that the gradients carry from loss scaling, 0-d, or None.
+            whole: take every statistic now.
+        """
+        grads = self._grads(None)
+        for device, names in _by_device(grads).items():
+            columns = [self._columns[n] for n in names]
+            found = statistics.norms([statistics.elements(grads[n]) for n in names])
+            self._buffer.put(device, "unclipped", columns, _unscaled(found, scale))
+        self._versions = {n: (id(g), g._version) for n, g in grads.items()}  # noqa: SLF001
+        if whole:
+            self.measure(None, scale)
+
+    def measure(self, optimizer: Optimizer | None, scale: Tensor | None = None) -> None:
+        """Take all statistics of the gradients as they are now.
+
+        Args:
+            optimizer: leave out the parameters that only other optimizers step; None: all.
+            scale: factor that the gradients still carry from loss scaling, 0-d, or None.
+        """
+        grads = self._grads(optimizer)
+        for device, names in _by_device(grads).items():
+            columns = [self._columns[n] for n in names]
+            vectors = [statistics.elements(grads[n]) for n in names]
+            if all(
+                self._versions.get(n) == (id(grads[n]), grads[n]._version) for n in names
+            ):  # the version tells that nobody clipped
+                found = self._buffer.get(device, "unclipped", columns)
+            else:
+                found = _unscaled(statistics.norms(vectors), scale)
+            self._buffer.put(device, "norm", columns, found)
+            self._extremes(device, columns, vectors, scale)
+            self._shares(device, columns, vectors, [grads[n] for n in names])
+        for name, grad in grads.items():
+            self.numel[self._columns[name]] = self._parameters[name].numel()
+            if hasattr(grad, "device_mesh"):
+                self._sharded[self._columns[name]] = grad
+        self.ever |= grads.keys()
+
+    def remember_weights(self, optimizer: Optimizer) -> None:
+        """Before the step: norms of the weights, and a sample of each to compare with after it."""
+        grads = self._grads(optimizer)
+        for device, names in _by_device(grads).items():
+            vectors = [statistics.elements(self._parameters[n]) for n in names]
+            columns = [self._columns[n] for n in names]
+            self._buffer.put(device, "weight_norm", columns, statistics.norms(vectors))
+            for name, vector in zip(names, vectors, strict=True):
+                taken = statistics.sample(vector)
+                share = (vector.numel() / max(taken.numel(), 1)) ** 0.5
+                self._before[name] = (taken, share)
+
+    def measure_update(self, optimizer: Optimizer) -> None:
+        """After the step: how far it moved each parameter, from the sample taken before it."""
+        stepped = _stepped_by(optimizer)
+        moved = {n: self._parameters[n] for n in self._before if id(self._parameters[n]) in stepped}
+        for device, names in _by_device(moved).items():
+            after = [statistics.sample(statistics.elements(moved[n])) for n in names]
+            torch._foreach_sub_(after, [self._before[n][0] for n in names])  # noqa: SLF001 - the batched form has no public name
+            factor = self._buffer.constant(device, [self._before[n][1] for n in names])
+            columns = [self._columns[n] for n in names]
+            self._buffer.put(device, "update", columns, statistics.norms(after) * factor)
+
+    def end(self) -> None:
+        """Combine what the ranks of a sharded model measured, in one collective."""
+        if self._sharded:
+            _reduce_shards(self._sharded, self.numel, self._buffer)
+
+    def _column(self, name: str, parameter: Tensor) -> int:
+        if name not in self._columns:
+            module, _, last = name.rpartition(".")
+            tensor = RecordedTensor("weight", module, last, -1, shape=tuple(parameter.shape))
+            self._columns[name] = self._buffer.column(tensor, parameter.device)
+        return self._columns[name]
+
+    def _grads(self, optimizer: Optimizer | None) -> dict[str, Tensor]:
+        """Name -> gradient of the parameters that an optimizer steps, and of those that none does."""
+        others: set[int] = set()
+        if optimizer is not None and len(self._optimizers) > 1:
+            mine = _stepped_by(optimizer)
+            for each in self._optimizers:
+                others |= _stepped_by(each) - mine
+        grads = {}
+        for name, parameter in self._parameters.items():
+            if parameter.grad is not None and id(parameter) not in others:
+                self._column(name, parameter)
+                grads[name] = parameter.grad
+        return grads
+
+    def _extremes(
+        self,
+        device: torch.device,
+        columns: list[int],
+        vectors: list[Tensor],
+        scale: Tensor | None,
+    ) -> None:
+        if device.type == "cuda":  # one kernel for all; a loop would launch one each
+            largest = torch.stack([n.float() for n in torch._foreach_norm(vectors, torch.inf)])  # noqa: SLF001
+            largest = _unscaled(largest, scale)
+            self._buffer.put(device, "maximum", columns, largest)
+            self._buffer.put(device, "minimum", columns, -largest)
+            return
+        for column, vector in zip(columns, vectors, strict=True):
+            if vector.numel():
+                _write_extremes(self._buffer.cells(device, column), vector)
+        if scale is not None:
+            for name in ("minimum", "maximum"):
+                found = self._buffer.get(device, name, columns) / scale.to(device)
+                self._buffer.put(device, name, columns, found)
+
+    def _shares(
+        self,
+        device: torch.device,
+        columns: list[int],
+        vectors: list[Tensor],
+        grads: list[Tensor],
+    ) -> None:
+        samples = [statistics.sample(v) for v in vectors]
+        zero, nonfinite = statistics.shares(samples)
+        if any(g.is_sparse for g in grads):  # what is not stored is zero
+            stored = [
+                v.numel() / max(g.numel(), 1) if g.is_sparse else 1.0
+                for v, g in zip(vectors, grads, strict=True)
+            ]
+            share = torch.tensor(stored, device=device)
+            zero = 1 - share * (1 - zero)
+            nonfinite = share * nonfinite
+        self._buffer.put(device, "zero", columns, zero)
+        self._buffer.put(device, "nonfinite", columns, nonfinite)
+        if self._buffer.histograms:
+            for column, taken in zip(columns, samples, strict=True):
+                self._buffer.put_histogram(column, statistics.log2_histogram(taken))
+
+
+class ForwardReader:
+    """Module outputs of the first forward pass of a step, and the gradients with respect to them."""
+
+    def __init__(
+        self, model: nn.Module, buffer: StatisticsBuffer, after_backward: Callable[[], None]
+    ) -> None:
+        self.numel: dict[int, int] = {}
+        self.gradients: set[int] = set()
+        """Columns of gradients with respect to outputs, which carry the loss scale."""
+        self.structure: Structure | None = None
+        self.truncated: set[str] = set()
+        """Modules called more often than `MAX_CALLS` in a step."""
+        self._model = weakref.ref(model)
+        self._names = {id(m): name for name, m in model.named_modules()}
+        self._buffer = buffer
+        self._after_backward = after_backward
+        self._columns: dict[tuple[str, int, int], tuple[int, int]] = {}
+        self._ever_active: dict[tuple[str, int, int], Tensor] = {}
+        self._reset()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the network's forward pass is complete, so that what follows is another one."""
+        return self._finished
+
+    def begin(self) -> None:
+        """Forget the last step."""
+        self._reset()
+        self.numel = {}
+        self.gradients = set()
+
+    def _reset(self) -> None:
+        """Forget the forward pass."""
+        self._finished = False
+        self._queued = False
+        self._position = 0
+        self._counts: dict[str, int] = {}
+        self._recounts: dict[str, int] = {}
+        self._hooked: set[tuple[str, int, int]] = set()
+        self._seen: dict[int, tuple[weakref.ref[Tensor], int, str, int]] = {}
+        self._calls: list[Call] = []
+        self._sinks: list[Any] = []
+        self._samples: dict[torch.device, list[tuple[int, Tensor]]] = {}
+
+    def end(self) -> None:
+        """Count the samples; read the structure if the root never ran, only modules inside it."""
+        self._read_structure()
+        for device, pairs in self._samples.items():
+            columns = [column for column, _ in pairs]
+            zero, nonfinite = statistics.shares([taken for _, taken in pairs])
+            self._buffer.put(device, "zero", columns, zero)
+            self._buffer.put(device, "nonfinite", columns, nonfinite)
+
+    def truncated_notes(self) -> list[str]:
+        """One line for each module that ran more often than is recorded."""
+        return [
+            f"'{name or '(root)'}' ran more than {MAX_CALLS} times in a step; the rest of its "
+            "calls is not recorded"
+            for name in sorted(self.truncated)
+        ]
+
+    def saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Take what one call of one module gave; called by the forward hook."""
+        name = self._names.get(id(module))
+        if name is None:
+            return
+        if torch._C._current_graph_task_id() != -1:  # noqa: SLF001 - DDP asks the same way
+            self._saw_again(name, output)  # activation checkpointing computes it a second time
+            return
+        if not self._finished:
+            self._take(name, module, args, output)
+        if not name:
+            self._end_of_forward(output)
+
+    def _take(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        call = self._counts.get(name, 0)
+        self._counts[name] = call + 1
+        if call >= MAX_CALLS:
+            self.truncated.add(name)
+            return
+        for index, tensor in enumerate(tensors_in(output)):
+            made = self._seen.get(id(tensor))
+            known = made is not None and made[0]() is tensor and made[1] == tensor._version  # noqa: SLF001
+            if made is None or not known:
+                made = (weakref.ref(tensor), tensor._version, name, call)  # noqa: SLF001
+                self._seen[id(tensor)] = made
+                self._measure(name, module, call, index, tensor)
+            if self.structure is None:
+                self._calls.append(
+                    Call(
+                        name,
+                        call,
+                        index,
+                        tensor.grad_fn,
+                        made[2],
+                        made[3],
+                        self._source(module, args),
+                    )
+                )
+            self._position += 1
+
+    def _source(self, module: nn.Module, args: tuple[Any, ...]) -> str:
+        """For a normalisation: the module that made the very tensor it was given."""
+        if not (is_normalisation(module) and args and isinstance(args[0], Tensor)):
+            return ""
+        made = self._seen.get(id(args[0]))
+        return made[2] if made is not None and made[0]() is args[0] else ""
+
+    def _measure(self, name: str, module: nn.Module, call: int, index: int, tensor: Tensor) -> None:
+        key = (name, call, index)
+        columns = self._columns.get(key)
+        if columns is None:
+            columns = self._columns[key] = self._new_columns(key, tensor)
+        column, gradient = columns
+        taken = self._summarise(tensor, column)
+        if tensor.dim() > 1 and _is_activation(module):
+            self._units(tensor, column, key)
+        bounds = _BOUNDS.get(type(module))
+        if bounds is not None:
+            low, high = bounds
+            outer = (taken - (low + high) / 2).abs() >= 0.99 * (high - low) / 2
+            self._buffer.cell(tensor.device, column, "saturated").copy_(outer.float().mean())
+        if tensor.requires_grad:
+            tensor.register_hook(partial(self._gradient, gradient))
+            self._hooked.add(key)
+
+    def _new_columns(self, key: tuple[str, int, int], tensor: Tensor) -> tuple[int, int]:
+        name, call, index = key
+        pair = []
+        for kind in ("activation", "activation_grad"):
+            recorded = RecordedTensor(
+                kind, name, "", self._position, call, index, tuple(tensor.shape)
+            )
+            pair.append(self._buffer.column(recorded, tensor.device))
+        return pair[0], pair[1]
+
+    def _summarise(self, tensor: Tensor, column: int) -> Tensor:
+        vector = statistics.elements(tensor)
+        cells = self._buffer.cells(tensor.device, column)
+        self.numel[column] = vector.numel()
+        taken = statistics.sample(vector)
+        if vector.numel():
+            _write_norm(cells, vector)
+            _write_extremes(cells, vector)
+            self._samples.setdefault(tensor.device, []).append((column, taken))
+        return taken
+
+    def _units(self, tensor: Tensor, column: int, key: tuple[str, int, int]) -> None:
+        """Share of units that have been zero for every example since recording began."""
+        channel = tensor.dim() - 1 if tensor.dim() == 3 else 1  # (batch, time, features)
+        others = [d for d in range(tensor.dim()) if d != channel]
+        detached = tensor.detach()
+        active = (detached.amax(others) != 0) | (detached.amin(others) != 0)
+        ever = self._ever_active.get(key)
+        if ever is not None and ever.shape == active.shape:
+            active = active | ever
+        self._ever_active[key] = active
+        self._buffer.cell(tensor.device, column, "dead").copy_(1 - active.float().mean())
+
+    def _gradient(self, column: int, grad: Tensor) -> None:
+        if grad is not None:
+            self._summarise(grad, column)
+            self.gradients.add(column)
+
+    def _saw_again(self, name: str, output: Any) -> None:
+        call = self._recounts.get(name, 0)
+        self._recounts[name] = call + 1
+        for index, tensor in enumerate(tensors_in(output)):
+            key = (name, call, index)
+            if tensor.requires_grad and key in self._columns and key not in self._hooked:
+                tensor.register_hook(partial(self._gradient, self._columns[key][1]))
+                self._hooked.add(key)
+
+    def _end_of_forward(self, output: Any) -> None:
+        roots = [t for t in tensors_in(output) if t.requires_grad]
+        if not roots:
+            if not self._finished:  # a validation pass: nothing of it counts
+                self.numel = {}
+                self._reset()
+            return
+        self._finished = True
+        for root in roots:
+            root.register_hook(partial(self._root_gradient, root.grad_fn))
+
+    def _root_gradient(self, node: Any, grad: Tensor) -> None:
+        del grad
+        self._sinks.append(node)
+        if not self._queued:
+            self._queued = True
+            # A callback queued from a callback runs after those of DDP and FSDP, which finish
+            # the gradients in callbacks of their own.
+            queue = torch.autograd.Variable._execution_engine.queue_callback  # noqa: SLF001 - as DDP does
+            queue(lambda: queue(self._end_of_backward))
+
+    def _end_of_backward(self) -> None:
+        self._queued = False
+        self._read_structure()
+        self._after_backward()
+
+    def _read_structure(self) -> None:
+        model = self._model()
+        if self.structure is not None or model is None or not self._calls:
+            return
+        sinks = self._sinks or [c.node for c in reversed(self._calls) if c.node is not None]
+        self.structure = read_structure(model, self._calls, sinks)
+        self._calls, self._sinks = [], []
+
+
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """The floating tensors in what a module returned: tuples, dicts and dataclasses, nested."""
+    if isinstance(output, Tensor):
+        if output.is_floating_point() or output.is_complex():
+            yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from tensors_in(value)
+    elif isinstance(output, list | tuple):
+        for value in output:
+            yield from tensors_in(value)
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        for field in dataclasses.fields(output):
+            yield from tensors_in(getattr(output, field.name, None))
+
+
+def _by_device(tensors: Mapping[str, Tensor]) -> dict[torch.device, list[str]]:
+    groups: dict[torch.device, list[str]] = {}
+    for name, tensor in tensors.items():
+        groups.setdefault(tensor.device, []).append(name)
+    return groups
+
+
+def _stepped_by(optimizer: Optimizer) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def _unscaled(values: Tensor, scale: Tensor | None) -> Tensor:
+    return values if scale is None else values / scale.to(values.device, non_blocking=True)
+
+
+def _write_norm(cells: list[Tensor], vector: Tensor) -> None:
+    if vector.dtype == torch.float64:  # `out` and `dtype` must agree, and float64 may not narrow
+        cells[_NORM].copy_(torch.linalg.vector_norm(vector))
+    else:
+        torch.linalg.vector_norm(vector, dtype=torch.float32, out=cells[_NORM])
+
+
+def _write_extremes(cells: list[Tensor], vector: Tensor) -> None:
+    if vector.dtype == torch.float32:
+        torch.aminmax(vector, out=(cells[_MINIMUM], cells[_MAXIMUM]))
+    else:
+        low, high = torch.aminmax(vector)
+        cells[_MINIMUM].copy_(low)
+        cells[_MAXIMUM].copy_(high)
+
+
+def _is_activation(module: nn.Module) -> bool:
+    return type(module).__module__ == "torch.nn.modules.activation"
+
+
+def _reduce_shards(
+    sharded: dict[int, Any], numel: dict[int, int], buffer: StatisticsBuffer
+) -> None:
+    """Turn the statistics of local shards into those of whole tensors: one all-gather.
+
+    Norms add as squares, extremes as extremes, shares weighted by the size of the shard. A mesh
+    dimension that holds replicas counts every element several times; the squares are divided by it.
+    """
+    from torch import distributed as dist
+
+    columns = list(sharded)
+    first = next(iter(sharded.values()))
+    mesh = first.device_mesh
+    device = first.to_local().device
+    group = mesh.get_group() if mesh.ndim == 1 else None
+    names = (
+        "norm",
+        "unclipped",
+        "weight_norm",
+        "update",
+        "minimum",
+        "maximum",
+        "zero",
+        "nonfinite",
+    )
+    local = torch.stack([buffer.get(device, name, columns) for name in names])
+    sizes = buffer.constant(device, [float(g.to_local().numel()) for g in sharded.values()])
+    mine = torch.cat([local, sizes.unsqueeze(0)])
+    world = dist.get_world_size(group)
+    everyone = torch.empty((world, *mine.shape), device=device)
+    dist.all_gather_into_tensor(everyone.view(-1, mine.shape[1]), mine.contiguous(), group=group)
+    size = everyone[:, -1]
+    whole = buffer.constant(device, [float(numel[c]) for c in columns])
+    replicas = size.sum(0) / whole
+    for i, name in enumerate(names):
+        values = everyone[:, i]
+        if name in ("norm", "unclipped", "weight_norm", "update"):
+            combined = (values.square().sum(0) / replicas).sqrt()
+        elif name == "minimum":
+            combined = torch.where(size > 0, values, torch.inf).amin(0)
+        elif name == "maximum":
+            combined = torch.where(size > 0, values, -torch.inf).amax(0)
+        else:
+            combined = (torch.where(size > 0, values, 0.0) * size).sum(0) / size.sum(0)
+        buffer.put(device, name, columns, combined)

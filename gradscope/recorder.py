@@ -1,0 +1,406 @@
+"""watch(): hooks on any module, statistics kept on the module's own device.
+
+Between two recorded steps nothing is attached to the network: only the optimizers' step hooks
+count. For a recorded step one *global* forward hook is installed, so that the modules themselves
+stay untouched: they pickle, copy and save as if nobody watched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import warnings
+import weakref
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from gradscope.buffer import META, StatisticsBuffer, finish, histograms
+from gradscope.errors import RecorderError
+from gradscope.readers import ForwardReader, ParameterReader
+from gradscope.structure import Structure
+from gradscope.trace import RecordedStep, RecordedTensor, Trace
+
+_WATCHED: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Scope]] = weakref.WeakKeyDictionary()
+
+
+class GradscopeWarning(UserWarning):
+    """Something that the recorder cannot see, said once."""
+
+
+def watch(
+    model: nn.Module,
+    optimizer: Optimizer | Iterable[Optimizer] | None = None,
+    *,
+    every: int = 10,
+    activations: bool = True,
+    histograms: bool = False,
+    scaler: torch.amp.GradScaler | None = None,
+    max_steps: int = 512,
+) -> Scope:
+    """Record the gradients of a network while it trains, without touching the training loop.
+
+    Args:
+        model: any module; wrapped ones (DDP, FSDP, compiled) too.
+        optimizer: one or several; their ``step()`` ends a step. Without, call ``scope.step()``.
+        every: record every so many steps, beginning with the first.
+        activations: record module outputs and their gradients too, not only parameter gradients.
+        histograms: count log2|g| of each parameter gradient in bins of one power of two.
+        scaler: the GradScaler, if there is one, so that skipped steps are known and gradients of
+            activations are unscaled. Parameter gradients are unscaled without it.
+        max_steps: at most so many steps are kept; beyond, every second one is dropped and the
+            interval doubles. The first 16 recorded steps always stay.
+
+    Returns:
+        A scope; use it with ``with``, or call ``close()``.
+
+    Raises:
+        RecorderError: the model is watched already, or an argument makes no sense.
+
+    Example:
+        >>> import torch, gradscope
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with gradscope.watch(model, optimizer, every=1) as scope:
+        ...     model(torch.ones(2, 3)).sum().backward()
+        ...     optimizer.step()
+        >>> len(scope.trace())  # two gradients, the output and its gradient
+        4
+    """
+    if not isinstance(model, nn.Module):
+        raise RecorderError(f"watch() needs a torch.nn.Module, got {type(model).__name__}")
+    if every < 1 or max_steps < 32:
+        raise RecorderError(
+            f"every={every} must be at least 1 and max_steps={max_steps} at least 32"
+        )
+    if optimizer is None:
+        optimizers: Sequence[Optimizer] = ()
+    else:
+        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    for each in optimizers:
+        if not isinstance(each, Optimizer):
+            raise RecorderError(
+                f"watch() needs a torch.optim.Optimizer, got {type(each).__name__}; "
+                "pass the optimizer itself, or leave it out and call scope.step()"
+            )
+    existing = _WATCHED.get(model)
+    if existing is not None and existing() is not None:
+        raise RecorderError(
+            "this model is watched already; close() the first scope before a second"
+        )
+    return Scope(
+        _unwrapped(model),
+        optimizers,
+        StatisticsBuffer(every, max_steps, histograms=histograms),
+        activations=activations,
+        scaler=scaler,
+    )
+
+
+class Scope:
+    """A running recording; made by `watch`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[Optimizer],
+        buffer: StatisticsBuffer,
+        *,
+        activations: bool,
+        scaler: torch.amp.GradScaler | None,
+    ) -> None:
+        self.epoch = 0
+        """Written into the records of the steps that follow; set it where the loop knows it."""
+        self.blind_spots: tuple[str, ...] = ()
+        """What cannot be recorded and why, one line each."""
+        self._model = model
+        self._optimizers = optimizers
+        self._buffer = buffer
+        self._activations = activations
+        self._scaler = _ScalerView(scaler, buffer)
+        self._parameters = ParameterReader(model, optimizers, buffer)
+        self._forward = ForwardReader(model, buffer, self._after_backward)
+        self._step = 0
+        self._stepped: set[int] = set()
+        self._measured = False
+        self._recording = False
+        self._trace: Trace | None = None
+        self._hook: RemovableHandle | None = None
+        self._handles: list[RemovableHandle] = []
+        for each in optimizers:
+            self._handles.append(each.register_step_pre_hook(self._before_step))
+            self._handles.append(each.register_step_post_hook(self._after_step))
+        _WATCHED[model] = weakref.ref(self)
+        self._arm()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def step(self) -> None:
+        """End a step by hand, after backward; only without an optimizer.
+
+        Raises:
+            RecorderError: the scope has an optimizer, whose own step ends the step.
+        """
+        if self._optimizers:
+            raise RecorderError("this scope has an optimizer, whose step() ends the step")
+        if self._trace is not None:
+            raise RecorderError("this scope is closed; watch the model again")
+        if self._recording:
+            self._parameters.measure(None)
+        self._end_step()
+
+    def close(self) -> None:
+        """Detach from the model and the optimizers; the trace stays available."""
+        if self._trace is not None:
+            return
+        self._disarm()
+        for handle in self._handles:
+            handle.remove()
+        _WATCHED.pop(self._model, None)
+        self._trace = self._build_trace()
+        self._buffer.release()
+
+    def trace(self) -> Trace:
+        """What was recorded so far, whole steps only; copies the device buffer once."""
+        return self._trace if self._trace is not None else self._build_trace()
+
+    def _arm(self) -> None:
+        self._measured = False
+        self._stepped.clear()
+        self._recording = self._buffer.wants(self._step)
+        if not self._recording:
+            return
+        self._buffer.begin()
+        self._scaler.begin()
+        self._parameters.begin()
+        self._forward.begin()
+        if self._activations:
+            self._install()
+
+    def _install(self) -> None:
+        blind_spot = _compiled(self._model)
+        if blind_spot:
+            self._cannot_see(blind_spot)
+            return
+        scope = weakref.ref(self)
+        handle: RemovableHandle | None = None
+
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            watching = scope()
+            if watching is not None:
+                watching._saw(module, args, output)  # noqa: SLF001 - its own method
+            elif handle is not None:  # the scope was forgotten and is gone
+                handle.remove()
+
+        handle = self._hook = register_module_forward_hook(hook)
+
+    def _disarm(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        self._recording = False
+
+    def _cannot_see(self, blind_spot: str) -> None:
+        self._activations = False
+        self.blind_spots = (*self.blind_spots, blind_spot)
+        warnings.warn(f"gradscope: {blind_spot}", GradscopeWarning, stacklevel=2)
+
+    def _saw(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._forward.finished and self._scaler.updated():
+            self._end_step(skipped=True)  # a GradScaler went on without calling optimizer.step()
+        if not self._recording:
+            return
+        if getattr(module, "_orig_mod", None) is self._model:
+            self._disarm_forward(_COMPILED)
+            return
+        self._forward.saw(module, args, output)
+
+    def _disarm_forward(self, blind_spot: str) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        self._cannot_see(blind_spot)
+
+    def _after_backward(self) -> None:
+        if not self._recording:
+            return
+        self._scaler.remember()
+        self._parameters.after_backward(self._scaler.scale(), whole=self._scaler.active)
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if id(optimizer) in self._stepped:  # a new round, though some optimizer never stepped
+            self._end_step()
+        if not self._recording:
+            return
+        closure = kwargs.get("closure") is not None or any(callable(a) for a in args[1:])
+        scale = self._scaler.left_to(optimizer)
+        if not closure:
+            self._parameters.measure(optimizer, scale)
+        self._parameters.remember_weights(optimizer)
+        self._measured = not closure
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        if self._recording:
+            if not self._measured:
+                self._parameters.measure(optimizer)
+            self._parameters.measure_update(optimizer)
+        self._stepped.add(id(optimizer))
+        if len(self._stepped) == len(self._optimizers):
+            self._end_step()
+
+    def _end_step(self, *, skipped: bool = False) -> None:
+        if self._recording:
+            self._disarm()
+            self._parameters.end()
+            self._forward.end()
+            seen = {**self._parameters.numel, **self._forward.numel}
+            scaled = frozenset(self._forward.gradients if self._scaler.active else ())
+            self._buffer.end(RecordedStep(self._step, self.epoch, skipped=skipped), seen, scaled)
+        self._step += 1
+        self._arm()
+
+    def _build_trace(self) -> Trace:
+        rows = self._buffer.rows()
+        columns = self._buffer.columns
+        values, present = finish(rows, len(columns))
+        structure = _complete(self._forward.structure, self._model, self._parameters.ever)
+        return Trace(
+            tensors=_ordered(columns, structure),
+            steps=tuple(row.step for row in rows),
+            values=values,
+            present=present,
+            structure=structure,
+            histograms=histograms(rows, len(columns)),
+            metadata={
+                "torch": torch.__version__,
+                "git": _git_revision(),
+                "interval": self._buffer.interval,
+                "steps": self._step,
+                "blind_spots": [*self.blind_spots, *self._forward.truncated_notes()],
+            },
+        )
+
+
+def _complete(structure: Structure | None, model: nn.Module, ever: set[str]) -> Structure:
+    """Add what only the backward pass tells: which parameters nobody used."""
+    structure = structure or Structure()
+    ran = {info.name for info in structure.modules if info.order >= 0}
+    frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
+    unused = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and name not in ever and name.rpartition(".")[0] not in ran
+    ]
+    known = bool(ran)  # without activations nobody knows what ran
+    return dataclasses.replace(
+        structure, unused=tuple(unused) if known else (), frozen=tuple(frozen)
+    )
+
+
+def _ordered(columns: list[RecordedTensor], structure: Structure) -> tuple[RecordedTensor, ...]:
+    """Give parameters the place of the module that used them, or of the nearest one around it."""
+    order = {info.name: info.order for info in structure.modules if info.order >= 0}
+    unused = set(structure.unused)
+
+    def place(tensor: RecordedTensor) -> RecordedTensor:
+        if tensor.kind != "weight" or tensor.name in unused:
+            return tensor
+        owner = tensor.module
+        while owner and owner not in order:
+            owner = owner.rpartition(".")[0]
+        return dataclasses.replace(tensor, order=order.get(owner, -1))
+
+    return tuple(place(tensor) for tensor in columns)
+
+
+def _git_revision() -> str:
+    """Revision of the code that is being run, empty outside a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],  # noqa: S607 - whichever git the user has
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside `torch.compile`'s wrapper, whose parameters have the user's names."""
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+_COMPILED = (
+    "the model is compiled: its parameter gradients are recorded, its activations cannot be; "
+    "watch or probe the uncompiled model to see them"
+)
+
+
+def _compiled(model: nn.Module) -> str:
+    for module in model.modules():
+        if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):  # noqa: SLF001 - torch has no public question for it
+            return _COMPILED
+    return ""
+
+
+class _ScalerView:
+    """What the recorder needs to know of a GradScaler, without making the host wait for it."""
+
+    def __init__(self, scaler: torch.amp.GradScaler | None, buffer: StatisticsBuffer) -> None:
+        self.active = scaler is not None and scaler.is_enabled()
+        self._scaler = scaler
+        self._buffer = buffer
+        self._version: int | None = None
+
+    def begin(self) -> None:
+        """Forget the last step."""
+        self._version = None
+
+    def scale(self) -> Tensor | None:
+        """The loss scale, 0-d on its device; None without a scaler or before its first use."""
+        return getattr(self._scaler, "_scale", None) if self.active else None
+
+    def remember(self) -> None:
+        """Note the loss scale of this backward pass, and that it was not updated since."""
+        scale = self.scale()
+        if scale is not None:
+            self._buffer.cell(scale.device, META, "norm").copy_(scale)
+            self._version = scale._version  # noqa: SLF001 - tells an update without synchronising
+
+    def updated(self) -> bool:
+        """Whether `scaler.update()` ran since the backward pass."""
+        scale = self.scale()
+        if scale is None or self._version is None:
+            return False
+        return scale._version != self._version  # noqa: SLF001 - see remember
+
+    def left_to(self, optimizer: Optimizer) -> Tensor | None:
+        """The scale that a fused optimizer divides by itself; notes whether it will skip."""
+        scale = getattr(optimizer, "grad_scale", None)
+        found_inf = getattr(optimizer, "found_inf", None)
+        if isinstance(found_inf, Tensor):
+            self._buffer.cell(found_inf.device, META, "zero").copy_(found_inf)
+        if not isinstance(scale, Tensor):
+            return None
+        self._buffer.cell(scale.device, META, "norm").copy_(scale)
+        return scale
