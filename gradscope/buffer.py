@@ -178,7 +178,7 @@ class StatisticsBuffer:
             if device.type == "cuda":
                 host = torch.empty(full.shape, pin_memory=True)
                 host.copy_(full, non_blocking=True)
-                done = torch.cuda.Event()
+                done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's stub
                 done.record(torch.cuda.current_stream(device))
                 copies.append((device, host, done))
             else:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from gradscope import statistics
 from gradscope.buffer import RAW, StatisticsBuffer
 from gradscope.structure import Call, Structure, is_normalisation, read_structure
-from gradscope.trace import RecordedTensor
+from gradscope.trace import TIME, RecordedTensor
 
 MAX_CALLS = 256
 """Calls of one module within one step that are recorded; a longer loop is cut off there."""
@@ -73,7 +73,7 @@ class ParameterReader:
             columns = [self._columns[n] for n in names]
             found = statistics.norms([statistics.elements(grads[n]) for n in names])
             self._buffer.put(device, "unclipped", columns, _unscaled(found, scale))
-        self._versions = {n: (id(g), g._version) for n, g in grads.items()}  # noqa: SLF001
+        self._versions = {n: (id(g), g._version) for n, g in grads.items()}
         if whole:
             self.measure(None, scale)
 
@@ -90,7 +90,7 @@ class ParameterReader:
             vectors = [statistics.elements(grads[n]) for n in names]
             if all(
                 self._versions.get(n) == (id(grads[n]), grads[n]._version) for n in names
-            ):  # the version tells that nobody clipped
+            ):  # nobody clipped meanwhile
                 found = self._buffer.get(device, "unclipped", columns)
             else:
                 found = _unscaled(statistics.norms(vectors), scale)
@@ -121,7 +121,7 @@ class ParameterReader:
         moved = {n: self._parameters[n] for n in self._before if id(self._parameters[n]) in stepped}
         for device, names in _by_device(moved).items():
             after = [statistics.sample(statistics.elements(moved[n])) for n in names]
-            torch._foreach_sub_(after, [self._before[n][0] for n in names])  # noqa: SLF001 - the batched form has no public name
+            torch._foreach_sub_(after, [self._before[n][0] for n in names])
             factor = self._buffer.constant(device, [self._before[n][1] for n in names])
             columns = [self._columns[n] for n in names]
             self._buffer.put(device, "update", columns, statistics.norms(after) * factor)
@@ -139,7 +139,7 @@ class ParameterReader:
         return self._columns[name]
 
     def _grads(self, optimizer: Optimizer | None) -> dict[str, Tensor]:
-        """Name -> gradient of the parameters that an optimizer steps, and of those that none does."""
+        """Name -> gradient of what an optimizer steps, and of what no optimizer does."""
         others: set[int] = set()
         if optimizer is not None and len(self._optimizers) > 1:
             mine = _stepped_by(optimizer)
@@ -160,7 +160,7 @@ class ParameterReader:
         scale: Tensor | None,
     ) -> None:
         if device.type == "cuda":  # one kernel for all; a loop would launch one each
-            largest = torch.stack([n.float() for n in torch._foreach_norm(vectors, torch.inf)])  # noqa: SLF001
+            largest = torch.stack([n.float() for n in torch._foreach_norm(vectors, torch.inf)])
             largest = _unscaled(largest, scale)
             self._buffer.put(device, "maximum", columns, largest)
             self._buffer.put(device, "minimum", columns, -largest)
@@ -198,7 +198,7 @@ class ParameterReader:
 
 
 class ForwardReader:
-    """Module outputs of the first forward pass of a step, and the gradients with respect to them."""
+    """Module outputs of the first forward pass of a step, and the gradients at them."""
 
     def __init__(
         self, model: nn.Module, buffer: StatisticsBuffer, after_backward: Callable[[], None]
@@ -263,11 +263,13 @@ class ForwardReader:
         name = self._names.get(id(module))
         if name is None:
             return
-        if torch._C._current_graph_task_id() != -1:  # noqa: SLF001 - DDP asks the same way
+        if torch._C._current_graph_task_id() != -1:  # DDP asks the same way
             self._saw_again(name, output)  # activation checkpointing computes it a second time
             return
         if not self._finished:
             self._take(name, module, args, output)
+            if isinstance(module, nn.RNNBase):
+                self._take_time(name, module, args)
         if not name:
             self._end_of_forward(output)
 
@@ -279,9 +281,9 @@ class ForwardReader:
             return
         for index, tensor in enumerate(tensors_in(output)):
             made = self._seen.get(id(tensor))
-            known = made is not None and made[0]() is tensor and made[1] == tensor._version  # noqa: SLF001
+            known = made is not None and made[0]() is tensor and made[1] == tensor._version
             if made is None or not known:
-                made = (weakref.ref(tensor), tensor._version, name, call)  # noqa: SLF001
+                made = (weakref.ref(tensor), tensor._version, name, call)
                 self._seen[id(tensor)] = made
                 self._measure(name, module, call, index, tensor)
             if self.structure is None:
@@ -297,6 +299,33 @@ class ForwardReader:
                     )
                 )
             self._position += 1
+
+    def _take_time(self, name: str, module: nn.RNNBase, args: tuple[Any, ...]) -> None:
+        """The flow through time of a fused recurrent layer shows at its input, step by step."""
+        sequence = args[0] if args else None
+        if not isinstance(sequence, Tensor) or not sequence.requires_grad or sequence.dim() != 3:
+            return
+        time = 1 if module.batch_first else 0
+        length = sequence.shape[time]
+        stride = -(-length // MAX_CALLS)
+        shape = tuple(n for d, n in enumerate(sequence.shape) if d != time)
+        columns = [
+            self._buffer.column(
+                RecordedTensor("activation_grad", name, "", self._position - 1, t, TIME, shape),
+                sequence.device,
+            )
+            for t in range(0, length, stride)
+        ]
+
+        def take(grad: Tensor) -> None:
+            others = [d for d in range(3) if d != time]
+            norms = torch.linalg.vector_norm(grad.detach(), dim=others, dtype=torch.float32)
+            self._buffer.put(grad.device, "norm", columns, norms[::stride])
+            numel = grad.numel() // length
+            self.numel.update(dict.fromkeys(columns, numel))
+            self.gradients.update(columns)
+
+        _on_gradient(sequence, take)
 
     def _source(self, module: nn.Module, args: tuple[Any, ...]) -> str:
         """For a normalisation: the module that made the very tensor it was given."""
@@ -320,7 +349,7 @@ class ForwardReader:
             outer = (taken - (low + high) / 2).abs() >= 0.99 * (high - low) / 2
             self._buffer.cell(tensor.device, column, "saturated").copy_(outer.float().mean())
         if tensor.requires_grad:
-            tensor.register_hook(partial(self._gradient, gradient))
+            _on_gradient(tensor, partial(self._gradient, gradient))
             self._hooked.add(key)
 
     def _new_columns(self, key: tuple[str, int, int], tensor: Tensor) -> tuple[int, int]:
@@ -367,7 +396,7 @@ class ForwardReader:
         for index, tensor in enumerate(tensors_in(output)):
             key = (name, call, index)
             if tensor.requires_grad and key in self._columns and key not in self._hooked:
-                tensor.register_hook(partial(self._gradient, self._columns[key][1]))
+                _on_gradient(tensor, partial(self._gradient, self._columns[key][1]))
                 self._hooked.add(key)
 
     def _end_of_forward(self, output: Any) -> None:
@@ -379,7 +408,7 @@ class ForwardReader:
             return
         self._finished = True
         for root in roots:
-            root.register_hook(partial(self._root_gradient, root.grad_fn))
+            _on_gradient(root, partial(self._root_gradient, root.grad_fn))
 
     def _root_gradient(self, node: Any, grad: Tensor) -> None:
         del grad
@@ -388,7 +417,7 @@ class ForwardReader:
             self._queued = True
             # A callback queued from a callback runs after those of DDP and FSDP, which finish
             # the gradients in callbacks of their own.
-            queue = torch.autograd.Variable._execution_engine.queue_callback  # noqa: SLF001 - as DDP does
+            queue = torch.autograd.Variable._execution_engine.queue_callback  # as DDP does
             queue(lambda: queue(self._end_of_backward))
 
     def _end_of_backward(self) -> None:
@@ -403,6 +432,11 @@ class ForwardReader:
         sinks = self._sinks or [c.node for c in reversed(self._calls) if c.node is not None]
         self.structure = read_structure(model, self._calls, sinks)
         self._calls, self._sinks = [], []
+
+
+def _on_gradient(tensor: Tensor, hook: Callable[[Tensor], None]) -> None:
+    """Call the hook with the gradient of the tensor as it is now, before in-place changes."""
+    tensor.register_hook(hook)  # type: ignore[no-untyped-call]  # torch's stub
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:

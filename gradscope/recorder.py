@@ -203,7 +203,7 @@ class Scope:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             watching = scope()
             if watching is not None:
-                watching._saw(module, args, output)  # noqa: SLF001 - its own method
+                watching._saw(module, args, output)
             elif handle is not None:  # the scope was forgotten and is gone
                 handle.remove()
 
@@ -358,7 +358,7 @@ _COMPILED = (
 
 def _compiled(model: nn.Module) -> str:
     for module in model.modules():
-        if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):  # noqa: SLF001 - torch has no public question for it
+        if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):
             return _COMPILED
     return ""
 
@@ -385,14 +385,14 @@ class _ScalerView:
         scale = self.scale()
         if scale is not None:
             self._buffer.cell(scale.device, META, "norm").copy_(scale)
-            self._version = scale._version  # noqa: SLF001 - tells an update without synchronising
+            self._version = scale._version  # tells an update without synchronising
 
     def updated(self) -> bool:
         """Whether `scaler.update()` ran since the backward pass."""
         scale = self.scale()
         if scale is None or self._version is None:
             return False
-        return scale._version != self._version  # noqa: SLF001 - see remember
+        return scale._version != self._version
 
     def left_to(self, optimizer: Optimizer) -> Tensor | None:
         """The scale that a fused optimizer divides by itself; notes whether it will skip."""

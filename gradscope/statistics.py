@@ -72,7 +72,7 @@ def elements(tensor: Tensor) -> Tensor:
 
 @functools.cache
 def stride_for(numel: int, limit: int = SAMPLE_LIMIT) -> int:
-    """Stride that takes at most `limit` of `numel` elements; a prime, to fall in step with no axis."""
+    """Stride that takes at most `limit` of `numel` elements: a prime, in step with no axis."""
     if numel <= limit:
         return 1
     stride = -(-numel // limit)
@@ -123,8 +123,9 @@ def rms(tensor: Tensor) -> Tensor:
         0-d float32 tensor on the same device.
     """
     vector = elements(tensor)
-    norm = torch.linalg.vector_norm(vector, dtype=torch.promote_types(vector.dtype, torch.float32))
-    return (norm / vector.numel() ** 0.5).float()
+    wide = torch.promote_types(vector.dtype, torch.float32)
+    mean = torch.linalg.vector_norm(vector, dtype=wide) / vector.numel() ** 0.5
+    return torch.as_tensor(mean, dtype=torch.float32)
 
 
 def shares(samples: list[Tensor]) -> tuple[Tensor, Tensor]:

@@ -107,7 +107,7 @@ def read_structure(root: nn.Module, calls: list[Call], sinks: list[Any]) -> Stru
             type(module).__name__,
             order.get(name, -1),
             count.get(name, 0),
-            output.get(name, name),
+            output.get(name) or name,
         )
         for name, module in modules.items()
     ]
@@ -174,7 +174,7 @@ class _Graph:
 
 
 def _topological(sinks: list[Any], producers: dict[Any, list[Any]]) -> list[Any]:
-    """Nodes from the first to the last computed; fills in who feeds whom. Iterative: nets are deep."""
+    """Nodes from the first to the last computed; fills in who feeds whom. No recursion: deep."""
     order: list[Any] = []
     done: set[Any] = set()
     stack = [(sink, False) for sink in sinks]
@@ -240,7 +240,7 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def _blocks(modules: dict[str, nn.Module], calls: list[Call], graph: _Graph) -> list[Block]:
-    """Group the calls into blocks: repeated composite modules, or a weighted layer with its train."""
+    """Group the calls into blocks: composite modules, or a weighted layer with its train."""
     ran = {c.module for c in calls}
     cut_modules = {c.module for c in calls if c.node in graph.cuts}
     units = _units(modules, ran, cut_modules)
@@ -308,7 +308,7 @@ def _units(modules: dict[str, nn.Module], ran: set[str], cuts: set[str]) -> dict
 
 
 def _is_container(name: str, module: nn.Module, cuts: set[str]) -> bool:
-    """Whether a module is a stack of blocks rather than a block: no list of architectures needed."""
+    """Whether a module is a stack of blocks rather than a block; needs no list of types."""
     if not any(True for _ in module.children()):
         return False
     if not name or isinstance(module, _CONTAINERS):

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 
+TIME = -1
+"""`RecordedTensor.output` of a time step of the input of a fused recurrent layer (`nn.LSTM` and its
+like): the tensor is the slice at time `call`, and only the norm of its gradient is recorded."""
+
 _METADATA_KEY = b"gradscope"
 
 
@@ -37,11 +41,11 @@ class RecordedTensor:
     parameter: str
     """Name of the parameter inside its module; empty for module outputs."""
     order: int
-    """Position in execution order; parameters carry the order of their module, -1 if it never ran."""
+    """Position in execution order; parameters have that of their module, -1 if it never ran."""
     call: int = 0
     """Which call of the module within the step, from 0; always 0 for parameters."""
     output: int = 0
-    """Which tensor of the output, from 0, for modules that return several."""
+    """Which tensor of the output, from 0, for modules that return several; or `TIME`."""
     shape: tuple[int, ...] = ()
     """Shape at the first recorded step."""
 
@@ -50,6 +54,8 @@ class RecordedTensor:
         """Dotted name for people: ``layer1.0.conv1.weight``, ``cell[3]`` for a fourth call."""
         name = f"{self.module}.{self.parameter}".strip(".") if self.parameter else self.module
         name = name or "(root)"
+        if self.output == TIME:
+            return f"{name}@t{self.call}"
         if self.call:
             name += f"[{self.call}]"
         return name + (f"#{self.output}" if self.output else "")
