@@ -1,5 +1,19 @@
 """Networks that grids can name."""
 
-from gradscope.models.registry import ModelConfig, build
+from gradscope.models.hw5net import HW5Net, Net3, SkipBlock
+from gradscope.models.init import InitConfig, initialise, seeded
+from gradscope.models.registry import ModelConfig, build, check_args, resolve, valid_args
 
-__all__ = ["ModelConfig", "build"]
+__all__ = [
+    "HW5Net",
+    "InitConfig",
+    "ModelConfig",
+    "Net3",
+    "SkipBlock",
+    "build",
+    "check_args",
+    "initialise",
+    "resolve",
+    "seeded",
+    "valid_args",
+]
