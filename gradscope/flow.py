@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradscope.statistics import STATISTICS, Kind
 from gradscope.structure import Block
-from gradscope.trace import Trace
+from gradscope.trace import TIME, Trace
 
 MIN_LOOP_CALLS = 4
 """Calls of one module within one step from which they are read as a loop: three factors."""
@@ -120,7 +120,8 @@ def gradient_flow(trace: Trace, steps: slice | None = None) -> GradientFlow:
 def loop_flows(trace: Trace, steps: slice | None = None) -> tuple[GradientFlow, ...]:
     """Measure the flow over the calls of each module that runs several times in one step.
 
-    For a recurrent network this is the flow over time.
+    For a recurrent network this is the flow over time; for a fused recurrent layer it is read from
+    the time steps of its input.
 
     Args:
         trace: recorded with activations.
@@ -129,13 +130,16 @@ def loop_flows(trace: Trace, steps: slice | None = None) -> tuple[GradientFlow, 
     Returns:
         One flow per module with at least ``MIN_LOOP_CALLS`` calls that got a gradient.
     """
-    calls: dict[str, list[Block]] = defaultdict(list)
-    for tensor in trace.series("activation", "norm")[0]:
-        if tensor.output == 0:
-            module = tensor.module
-            calls[module].append(Block(module, "", (module,), module, tensor.call, is_cut=False))
-    loops = (loop for loop in calls.values() if len(loop) >= MIN_LOOP_CALLS)
-    flows = (_flow(trace, loop, steps) for loop in loops)
+    calls: dict[tuple[str, int], list[Block]] = defaultdict(list)
+    for tensor in trace.tensors:
+        if tensor.kind == "activation_grad" and tensor.output in (0, TIME):
+            at = (tensor.module, tensor.output)
+            calls[at].append(Block(tensor.name, "", at[:1], tensor.module, tensor.call, False))
+    flows = (
+        _flow(trace, sorted(loop, key=lambda block: block.call), steps, output=output)
+        for (_, output), loop in calls.items()
+        if len(loop) >= MIN_LOOP_CALLS
+    )
     return tuple(flow for flow in flows if len(flow.blocks) >= MIN_LOOP_CALLS)
 
 
@@ -230,21 +234,23 @@ def _blocks(trace: Trace) -> list[Block]:
         return list(trace.structure.blocks)
     tensors, _ = trace.series("activation_grad", "norm")
     return [
-        Block(t.module, "", (t.module,), t.module, t.call, is_cut=True)
+        Block(t.name, "", (t.module,), t.module, t.call, is_cut=True)
         for t in tensors
         if t.output == 0
     ]
 
 
-def _flow(trace: Trace, blocks: Sequence[Block], steps: slice | None) -> GradientFlow:
+def _flow(
+    trace: Trace, blocks: Sequence[Block], steps: slice | None, output: int = 0
+) -> GradientFlow:
     chosen = slice(None) if steps is None else steps
-    grads = _outputs(trace, blocks, "activation_grad", "norm")[chosen]
-    activations = _outputs(trace, blocks, "activation", "rms")[chosen]
+    grads = _outputs(trace, blocks, "activation_grad", "norm", output)[chosen]
+    activations = _outputs(trace, blocks, "activation", "rms", output)[chosen]
     usable = torch.isfinite(grads) & (grads > 0)
     heard = usable.any(dim=0)
     # A non-finite gradient is no silence: the diagnosis names it, the flow leaves it out.
     silent = ~heard & ~grads.isinf().any(dim=0)
-    names = [_name(block) for block in blocks]
+    names = [block.name for block in blocks]
     kept = heard.nonzero().flatten().tolist()
     logs = torch.where(usable, grads, math.nan).double().log10()[:, kept]
     factors = _factors(logs)
@@ -270,16 +276,15 @@ def _flow(trace: Trace, blocks: Sequence[Block], steps: slice | None) -> Gradien
     )
 
 
-def _name(block: Block) -> str:
-    return f"{block.name or '(root)'}[{block.call}]" if block.call else block.name or "(root)"
-
-
-def _outputs(trace: Trace, blocks: Sequence[Block], kind: Kind, statistic: str) -> Tensor:
+def _outputs(
+    trace: Trace, blocks: Sequence[Block], kind: Kind, statistic: str, output: int
+) -> Tensor:
     """One statistic of each block's output; shape (steps, blocks); inf where it is non-finite."""
     columns: dict[tuple[str, int], list[int]] = defaultdict(list)
     for i, tensor in enumerate(trace.tensors):
         # Several outputs of a module together carry its gradient; its first one is its activation.
-        if tensor.kind == kind and (kind == "activation_grad" or tensor.output == 0):
+        further = kind == "activation_grad" and tensor.output > 0 <= output
+        if tensor.kind == kind and (tensor.output == output or further):
             columns[tensor.module, tensor.call].append(i)
     values = trace.values[:, :, list(STATISTICS).index(statistic)]
     values = torch.where(values.isnan() & trace.present, math.inf, values)

@@ -26,6 +26,8 @@ class ModuleInfo:
     output: str
     """The module under whose name its output is recorded: itself, or the child that made the
     very same tensor (a ``Sequential`` returns the output of its last child)."""
+    is_cut: bool = False
+    """True when every path from the input to the output of the network goes through its output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,7 @@ def read_structure(root: nn.Module, calls: list[Call], sinks: list[Any]) -> Stru
     order: dict[str, int] = {}
     output: dict[str, str] = {}
     count: dict[str, int] = {}
+    cuts = {call.module for call in calls if call.node in graph.cuts}
     for i, call in enumerate(calls):
         order.setdefault(call.module, i)
         output.setdefault(call.module, call.alias)
@@ -108,6 +111,7 @@ def read_structure(root: nn.Module, calls: list[Call], sinks: list[Any]) -> Stru
             order.get(name, -1),
             count.get(name, 0),
             output.get(name) or name,
+            name in cuts,
         )
         for name, module in modules.items()
     ]
