@@ -65,11 +65,13 @@ class _Area:
     scratch: Tensor = field(init=False)
     ring: Tensor = field(init=False)
     cells: list[tuple[Tensor, ...]] = field(init=False)
+    """For each column, its 0-d views in the order of `RAW`."""
 
     def __post_init__(self) -> None:
         self.scratch = torch.full((len(RAW), self.capacity), torch.nan, device=self.device)
         self.ring = torch.empty((RING, len(RAW), self.capacity), device=self.device)
-        self.cells = [row.unbind(0) for row in self.scratch.unbind(0)]
+        rows = [row.unbind(0) for row in self.scratch.unbind(0)]
+        self.cells = list(zip(*rows, strict=True))
 
 
 class StatisticsBuffer:
@@ -105,14 +107,13 @@ class StatisticsBuffer:
             self._device_of.append(device)
         return index
 
-    def cells(self, device: torch.device, column: int) -> list[Tensor]:
+    def cells(self, device: torch.device, column: int) -> tuple[Tensor, ...]:
         """The 0-d float32 cells of one column in the order of `RAW`, to be written by kernels."""
-        area = self._area(device, column)
-        return [row[column] for row in area.cells]
+        return self._area(device, column).cells[column]
 
     def cell(self, device: torch.device, column: int, name: str) -> Tensor:
         """One 0-d float32 cell."""
-        return self._area(device, column).cells[RAW.index(name)][column]
+        return self._area(device, column).cells[column][RAW.index(name)]
 
     def put(self, device: torch.device, name: str, columns: Sequence[int], values: Tensor) -> None:
         """Write one raw statistic of many tensors.

@@ -20,7 +20,9 @@ from gradscope.trace import TIME, RecordedTensor
 MAX_CALLS = 256
 """Calls of one module within one step that are recorded; a longer loop is cut off there."""
 
-_NORM, _MINIMUM, _MAXIMUM = (RAW.index(name) for name in ("norm", "minimum", "maximum"))
+_NORM, _MINIMUM, _MAXIMUM, _NONFINITE = (
+    RAW.index(name) for name in ("norm", "minimum", "maximum", "nonfinite")
+)
 
 _BOUNDS: dict[type[nn.Module], tuple[float, float]] = {
     nn.Tanh: (-1.0, 1.0),
@@ -51,7 +53,7 @@ class ParameterReader:
             if parameter.requires_grad:
                 self._column(name, parameter)
         self._versions: dict[str, tuple[int, int]] = {}
-        self._before: dict[str, tuple[Tensor, float]] = {}
+        self._before: dict[str, tuple[Tensor, Tensor, float]] = {}
         self._sharded: dict[int, Any] = {}
 
     def begin(self) -> None:
@@ -88,15 +90,13 @@ class ParameterReader:
         for device, names in _by_device(grads).items():
             columns = [self._columns[n] for n in names]
             vectors = [statistics.elements(grads[n]) for n in names]
-            if all(
-                self._versions.get(n) == (id(grads[n]), grads[n]._version) for n in names
-            ):  # nobody clipped meanwhile
-                found = self._buffer.get(device, "unclipped", columns)
+            if all(self._versions.get(n) == (id(grads[n]), grads[n]._version) for n in names):
+                found = self._buffer.get(device, "unclipped", columns)  # nobody clipped meanwhile
             else:
                 found = _unscaled(statistics.norms(vectors), scale)
             self._buffer.put(device, "norm", columns, found)
             self._extremes(device, columns, vectors, scale)
-            self._shares(device, columns, vectors, [grads[n] for n in names])
+            self._shares(device, columns, [grads[n] for n in names], found)
         for name, grad in grads.items():
             self.numel[self._columns[name]] = self._parameters[name].numel()
             if hasattr(grad, "device_mesh"):
@@ -107,24 +107,25 @@ class ParameterReader:
         """Before the step: norms of the weights, and a sample of each to compare with after it."""
         grads = self._grads(optimizer)
         for device, names in _by_device(grads).items():
-            vectors = [statistics.elements(self._parameters[n]) for n in names]
             columns = [self._columns[n] for n in names]
+            vectors = [statistics.elements(self._parameters[n]) for n in names]
             self._buffer.put(device, "weight_norm", columns, statistics.norms(vectors))
             for name, vector in zip(names, vectors, strict=True):
-                taken = statistics.sample(vector)
-                share = (vector.numel() / max(taken.numel(), 1)) ** 0.5
-                self._before[name] = (taken, share)
+                view = statistics.sample(vector)
+                share = (vector.numel() / max(view.numel(), 1)) ** 0.5
+                self._before[name] = (view.clone(), view, share)
 
     def measure_update(self, optimizer: Optimizer) -> None:
         """After the step: how far it moved each parameter, from the sample taken before it."""
         stepped = _stepped_by(optimizer)
         moved = {n: self._parameters[n] for n in self._before if id(self._parameters[n]) in stepped}
         for device, names in _by_device(moved).items():
-            after = [statistics.sample(statistics.elements(moved[n])) for n in names]
-            torch._foreach_sub_(after, [self._before[n][0] for n in names])
-            factor = self._buffer.constant(device, [self._before[n][1] for n in names])
+            before, after, shares = zip(*(self._before[n] for n in names), strict=True)
+            change = statistics.norms(list(torch._foreach_sub(after, before)))
             columns = [self._columns[n] for n in names]
-            self._buffer.put(device, "update", columns, statistics.norms(after) * factor)
+            self._buffer.put(
+                device, "update", columns, change * self._buffer.constant(device, shares)
+            )
 
     def end(self) -> None:
         """Combine what the ranks of a sharded model measured, in one collective."""
@@ -174,22 +175,21 @@ class ParameterReader:
                 self._buffer.put(device, name, columns, found)
 
     def _shares(
-        self,
-        device: torch.device,
-        columns: list[int],
-        vectors: list[Tensor],
-        grads: list[Tensor],
+        self, device: torch.device, columns: list[int], grads: list[Tensor], found: Tensor
     ) -> None:
-        samples = [statistics.sample(v) for v in vectors]
-        zero, nonfinite = statistics.shares(samples)
-        if any(g.is_sparse for g in grads):  # what is not stored is zero
-            stored = [
-                v.numel() / max(g.numel(), 1) if g.is_sparse else 1.0
-                for v, g in zip(vectors, grads, strict=True)
+        samples = [statistics.sample(g) for g in grads]
+        zero = statistics.zero_shares(samples)
+        if device.type == "cuda":
+            nonfinite = statistics.nonfinite_shares(samples)
+        else:
+            shares = [
+                0.0 if norm - norm == 0.0 else statistics.nonfinite_share(grad)
+                for norm, grad in zip(found.tolist(), grads, strict=True)
             ]
-            share = torch.tensor(stored, device=device)
-            zero = 1 - share * (1 - zero)
-            nonfinite = share * nonfinite
+            nonfinite = torch.tensor(shares, device=device)
+        if any(g.is_sparse for g in grads):  # what is not stored is zero
+            stored = [_stored_share(grad) for grad in grads]
+            zero = 1 - torch.tensor(stored, device=device) * (1 - zero)
         self._buffer.put(device, "zero", columns, zero)
         self._buffer.put(device, "nonfinite", columns, nonfinite)
         if self._buffer.histograms:
@@ -239,16 +239,17 @@ class ForwardReader:
         self._seen: dict[int, tuple[weakref.ref[Tensor], int, str, int]] = {}
         self._calls: list[Call] = []
         self._sinks: list[Any] = []
-        self._samples: dict[torch.device, list[tuple[int, Tensor]]] = {}
+        self._signs: dict[torch.device, tuple[list[Tensor], list[int]]] = {}
+        self._samples: dict[torch.device, list[Tensor]] = {}
 
     def end(self) -> None:
         """Count the samples; read the structure if the root never ran, only modules inside it."""
         self._read_structure()
-        for device, pairs in self._samples.items():
-            columns = [column for column, _ in pairs]
-            zero, nonfinite = statistics.shares([taken for _, taken in pairs])
-            self._buffer.put(device, "zero", columns, zero)
-            self._buffer.put(device, "nonfinite", columns, nonfinite)
+        for device, (signs, columns) in self._signs.items():
+            self._buffer.put(device, "zero", columns, statistics.zero_shares(signs))
+            if device in self._samples:
+                nonfinite = statistics.nonfinite_shares(self._samples[device])
+                self._buffer.put(device, "nonfinite", columns, nonfinite)
 
     def truncated_notes(self) -> list[str]:
         """One line for each module that ran more often than is recorded."""
@@ -340,13 +341,13 @@ class ForwardReader:
         if columns is None:
             columns = self._columns[key] = self._new_columns(key, tensor)
         column, gradient = columns
-        taken = self._summarise(tensor, column)
+        self._summarise(tensor, column)
         if tensor.dim() > 1 and _is_activation(module):
             self._units(tensor, column, key)
         bounds = _BOUNDS.get(type(module))
         if bounds is not None:
             low, high = bounds
-            outer = (taken - (low + high) / 2).abs() >= 0.99 * (high - low) / 2
+            outer = (statistics.sample(tensor) - (low + high) / 2).abs() >= 0.99 * (high - low) / 2
             self._buffer.cell(tensor.device, column, "saturated").copy_(outer.float().mean())
         if tensor.requires_grad:
             _on_gradient(tensor, partial(self._gradient, gradient))
@@ -362,16 +363,27 @@ class ForwardReader:
             pair.append(self._buffer.column(recorded, tensor.device))
         return pair[0], pair[1]
 
-    def _summarise(self, tensor: Tensor, column: int) -> Tensor:
+    def _summarise(self, tensor: Tensor, column: int) -> None:
         vector = statistics.elements(tensor)
-        cells = self._buffer.cells(tensor.device, column)
+        device = vector.device
+        cells = self._buffer.cells(device, column)
         self.numel[column] = vector.numel()
+        if not vector.numel():
+            return
+        _write_norm(cells, vector)
+        _write_extremes(cells, vector)
+        # The sign alone is kept: a sample that lasts to the end of the step must be a copy anyway.
         taken = statistics.sample(vector)
-        if vector.numel():
-            _write_norm(cells, vector)
-            _write_extremes(cells, vector)
-            self._samples.setdefault(tensor.device, []).append((column, taken))
-        return taken
+        signs, columns = self._signs.setdefault(device, ([], []))
+        signs.append(taken.sign())
+        columns.append(column)
+        if device.type == "cuda":
+            self._samples.setdefault(device, []).append(taken.clone())
+        else:
+            norm = cells[_NORM].item()
+            cells[_NONFINITE].fill_(
+                0.0 if norm - norm == 0.0 else statistics.nonfinite_share(vector)
+            )
 
     def _units(self, tensor: Tensor, column: int, key: tuple[str, int, int]) -> None:
         """Share of units that have been zero for every example since recording began."""
@@ -466,18 +478,24 @@ def _stepped_by(optimizer: Optimizer) -> set[int]:
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
+def _stored_share(grad: Tensor) -> float:
+    if not grad.is_sparse:
+        return 1.0
+    return grad.coalesce().values().numel() / max(grad.numel(), 1)
+
+
 def _unscaled(values: Tensor, scale: Tensor | None) -> Tensor:
     return values if scale is None else values / scale.to(values.device, non_blocking=True)
 
 
-def _write_norm(cells: list[Tensor], vector: Tensor) -> None:
+def _write_norm(cells: tuple[Tensor, ...], vector: Tensor) -> None:
     if vector.dtype == torch.float64:  # `out` and `dtype` must agree, and float64 may not narrow
         cells[_NORM].copy_(torch.linalg.vector_norm(vector))
     else:
         torch.linalg.vector_norm(vector, dtype=torch.float32, out=cells[_NORM])
 
 
-def _write_extremes(cells: list[Tensor], vector: Tensor) -> None:
+def _write_extremes(cells: tuple[Tensor, ...], vector: Tensor) -> None:
     if vector.dtype == torch.float32:
         torch.aminmax(vector, out=(cells[_MINIMUM], cells[_MAXIMUM]))
     else:
