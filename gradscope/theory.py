@@ -1,0 +1,239 @@
+"""What mean-field theory predicts for a network: the backward factor per block.
+
+The prediction needs a forward pass only. It walks the autograd graph of the outputs backwards and
+carries the *squared norm* of the gradient by the rules of `operators`, adding where branches meet.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils.hooks import RemovableHandle
+
+from gradscope.meanfield import finite_width
+from gradscope.operators import Operation, read_operation
+from gradscope.state import call_model, preserved, tensors_in
+from gradscope.structure import Block
+from gradscope.trace import Prediction
+
+_LISTED = 3
+
+
+def predict(
+    model: nn.Module, inputs: Any, blocks: Sequence[Block] | None = None
+) -> tuple[Prediction, ...]:
+    """Predict chi of each block of a network from one forward pass.
+
+    Args:
+        model: any module; it comes back unchanged.
+        inputs: a tensor, a tuple or list of positional arguments, or a mapping of keyword ones.
+        blocks: what to predict for, usually ``trace.structure.blocks``; None: every module
+            without children, one after the other as they ran.
+
+    Returns:
+        One prediction per block, in the same order and under the block's name. ``chi`` is
+        norm(dL/d output of the block before) / norm(dL/d output of this block), so it stands
+        beside the measured factor between the two; the first block has none before it and NaN.
+
+    Raises:
+        ModelError: the model does not run on the inputs.
+    """
+    with preserved(model), Forecast(model) as forecast:
+        forecast.read(call_model(model, inputs))
+    return forecast.predictions(blocks)
+
+
+class _Place(NamedTuple):
+    """A tensor in the graph: what made it, and which of its outputs it is."""
+
+    node: Any
+    output: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Passed:
+    """What was met on the way back, in the order of computation."""
+
+    sequence: int
+    operation: Operation
+
+
+@dataclass(slots=True)
+class _Arrived:
+    """The gradient that has arrived at a tensor so far."""
+
+    log_square: float = -math.inf
+    positions: Tensor | None = None
+    """Share of the squared norm per spatial position, mean 1; None: even."""
+
+
+class Forecast:
+    """Notes module outputs in a forward pass, then predicts the gradient with respect to each.
+
+    A context manager around the forward pass; call `read` before the graph is freed.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._leaves = {n for n, m in model.named_modules() if not any(True for _ in m.children())}
+        self._calls: Counter[str] = Counter()
+        self._places: dict[tuple[str, int], _Place] = {}
+        self._log_square: dict[tuple[str, int], float] = {}
+        self._sequence: dict[tuple[str, int], int] = {}
+        self._passed: list[_Passed] = []
+        self._hook: RemovableHandle | None = None
+
+    def __enter__(self) -> Self:
+        self._hook = register_module_forward_hook(self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._places.clear()
+
+    def _note(self, module: nn.Module, args: Any, output: Any) -> None:
+        del args
+        name = self._names.get(id(module))
+        if name is None:
+            return
+        key = (name, self._calls[name])
+        self._calls[name] += 1
+        tensors = tensors_in(output)
+        if tensors and tensors[0].grad_fn is not None:
+            self._places[key] = _Place(tensors[0].grad_fn, tensors[0].output_nr)
+
+    def read(self, outputs: Any) -> None:
+        """Walk the graph back from the outputs; every element weighs the same.
+
+        Args:
+            outputs: what the model returned, or the loss.
+        """
+        arrived = _walk_back(outputs, self._passed)
+        for key, place in self._places.items():
+            state = arrived.get((place.node, place.output))
+            self._log_square[key] = -math.inf if state is None else state.log_square
+            self._sequence[key] = place.node._sequence_nr()  # noqa: SLF001 - the order of computation, no public name
+        self._passed.sort(key=lambda p: p.sequence)
+        self._places.clear()
+
+    def predictions(self, blocks: Sequence[Block] | None = None) -> tuple[Prediction, ...]:
+        """One prediction per block; see `predict`."""
+        if blocks is None:
+            keys = [key for key in self._log_square if key[0] in self._leaves]
+            named = [(name + (f"[{call}]" if call else ""), (name, call)) for name, call in keys]
+        else:
+            named = [(block.name, (block.output, block.call)) for block in blocks]
+        found = []
+        before: tuple[str, int] | None = None
+        for name, key in named:
+            found.append(self._prediction(name, key, before))
+            if self._log_square.get(key, -math.inf) > -math.inf:
+                before = key
+        return tuple(found)
+
+    def _prediction(
+        self, name: str, key: tuple[str, int], before: tuple[str, int] | None
+    ) -> Prediction:
+        here = self._log_square.get(key)
+        if here is None or here == -math.inf:
+            return Prediction(name, math.nan, reason="no gradient reaches its output")
+        if before is None:
+            return Prediction(name, math.nan, reason="first block: nothing before it to compare")
+        between = self._between(self._sequence[before], self._sequence[key])
+        reasons = Counter(o.reason for o in between if o.reason)
+        if reasons:
+            return Prediction(name, math.nan, reason="; ".join(list(reasons)[:_LISTED]))
+        spread = finite_width(o.width for o in between if o.width < math.inf)
+        chi = math.exp((self._log_square[before] - here) / 2.0)
+        labels = Counter(o.label for o in between if o.label)
+        listed = ", ".join(f"{count} {label}" for label, count in labels.items())
+        return Prediction(name, chi, math.sqrt(spread.variance) / 2.0, f"mean field: {listed}")
+
+    def _between(self, start: int, end: int) -> list[Operation]:
+        return [p.operation for p in self._passed if start < p.sequence <= end]
+
+
+def _walk_back(outputs: Any, passed: list[_Passed]) -> dict[tuple[Any, int], _Arrived]:
+    """Carry the squared gradient norm from the outputs to every tensor before them.
+
+    A node was created after all nodes that it reads from, so the newest one first is a
+    topological order.
+    """
+    arrived: dict[tuple[Any, int], _Arrived] = {}
+    queue: list[tuple[int, int, Any]] = []
+    queued: set[Any] = set()
+
+    def send(place: tuple[Any, int], log_square: float, positions: Tensor | None) -> None:
+        _merge(arrived.setdefault(place, _Arrived()), log_square, positions)
+        if place[0] not in queued:
+            queued.add(place[0])
+            heapq.heappush(queue, (-place[0]._sequence_nr(), len(queued), place[0]))  # noqa: SLF001 - see read()
+
+    for tensor in tensors_in(outputs):
+        if tensor.grad_fn is not None and tensor.numel():
+            send((tensor.grad_fn, tensor.output_nr), math.log(tensor.numel()), None)
+    while queue:
+        node = heapq.heappop(queue)[2]
+        operation = read_operation(node)
+        passed.append(_Passed(node._sequence_nr(), operation))  # noqa: SLF001 - see read()
+        total = _Arrived()
+        for state in _arrived_at(node, arrived):
+            _merge(total, state.log_square, state.positions)
+        for (source, index), factor in zip(node.next_functions, operation.factors, strict=False):
+            if source is None or hasattr(source, "variable") or factor == 0.0:
+                continue
+            log_square, positions = _through(operation, factor, total)
+            send((source, index), log_square, positions)
+    return arrived
+
+
+def _arrived_at(node: Any, arrived: dict[tuple[Any, int], _Arrived]) -> list[_Arrived]:
+    outputs = len(node._input_metadata)  # noqa: SLF001 - autograd has no public name for it
+    return [arrived[node, i] for i in range(outputs) if (node, i) in arrived]
+
+
+def _through(operation: Operation, factor: float, arrived: _Arrived) -> tuple[float, Tensor | None]:
+    """The squared norm and its map over positions, behind one operation."""
+    log_square = arrived.log_square + math.log(factor)
+    positions = arrived.positions
+    if operation.spread is None:
+        return log_square, positions if operation.keeps_positions else None
+    if positions is None or positions.shape != operation.sizes:
+        positions = torch.ones(operation.sizes)
+    behind = operation.spread(positions)
+    share = float(behind.sum() / positions.sum())
+    if not share > 0.0:
+        return -math.inf, None
+    return log_square + math.log(share), behind / behind.mean()
+
+
+def _merge(state: _Arrived, log_square: float, positions: Tensor | None) -> None:
+    """Gradients of several paths are independent: their squared norms add."""
+    if state.log_square == -math.inf:
+        state.log_square, state.positions = log_square, positions
+        return
+    if log_square == -math.inf:
+        return
+    top = max(state.log_square, log_square)
+    own, new = math.exp(state.log_square - top), math.exp(log_square - top)
+    if state.positions is not None or positions is not None:
+        mine = 1.0 if state.positions is None else state.positions
+        theirs = 1.0 if positions is None else positions
+        state.positions = _mean_map(mine, theirs, own, new)
+    state.log_square = top + math.log(own + new)
+
+
+def _mean_map(a: Tensor | float, b: Tensor | float, own: float, new: float) -> Tensor | None:
+    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape != b.shape:
+        return None
+    mixed = (own * a + new * b) / (own + new)
+    return mixed if isinstance(mixed, Tensor) else None
