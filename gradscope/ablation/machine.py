@@ -1,0 +1,48 @@
+"""The machine that a cell is trained on: what it is, and how its arithmetic is set."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradscope import __version__
+
+
+def environment() -> dict[str, Any]:
+    """Versions, processor and threads of this process, JSON types."""
+    return {
+        "gradscope": __version__,
+        "torch": torch.__version__,
+        "torchvision": metadata.version("torchvision"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _cpu_name() -> str:
+    described = Path("/proc/cpuinfo")
+    if described.is_file():  # platform.processor() is empty on Linux
+        for line in described.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Count denormal numbers as zero for a while: Adam's decayed moments slow a CPU down else."""
+    smallest = torch.finfo(torch.float32).smallest_normal
+    before = bool(torch.tensor(smallest) / 2 == 0)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
