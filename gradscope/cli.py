@@ -41,6 +41,33 @@ def _root(
     """Tell from the gradients why a PyTorch network does not learn, and prove what mends it."""
 
 
+@app.command(
+    epilog="Examples: gradscope diagnose run.parquet  |  gradscope diagnose run.parquet --json"
+)
+def diagnose(
+    trace: Annotated[
+        Path, typer.Argument(help="A Parquet file that Trace.save() wrote.", show_default=False)
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the diagnosis as JSON and nothing else.")
+    ] = False,
+) -> None:
+    """Judge a recorded run: verdict, findings, remedies; exit code 1 when it is unhealthy."""
+    import json
+
+    from rich.console import Console
+
+    from gradscope.diagnosis import diagnose as judge
+    from gradscope.trace import Trace
+
+    diagnosis = judge(Trace.load(trace))
+    if as_json:
+        typer.echo(json.dumps(diagnosis.to_dict(), indent=2, allow_nan=False))
+    else:
+        Console().print(diagnosis)
+    raise typer.Exit(0 if diagnosis.is_healthy else 1)
+
+
 def main() -> None:
     """Run the command line; bad input ends in one line on stderr and exit code 2."""
     try:

@@ -117,7 +117,7 @@ def gradient_flow(trace: Trace, steps: slice | None = None) -> GradientFlow:
     return _flow(trace, cuts if 2 * len(cuts) >= len(blocks) else blocks, steps)
 
 
-def loop_flows(trace: Trace, steps: slice | None = None) -> tuple[GradientFlow, ...]:
+def loop_flows(trace: Trace, steps: slice | None = None) -> dict[str, GradientFlow]:
     """Measure the flow over the calls of each module that runs several times in one step.
 
     For a recurrent network this is the flow over time; for a fused recurrent layer it is read from
@@ -128,19 +128,20 @@ def loop_flows(trace: Trace, steps: slice | None = None) -> tuple[GradientFlow, 
         steps: which of the recorded steps, by index; all by default.
 
     Returns:
-        One flow per module with at least ``MIN_LOOP_CALLS`` calls that got a gradient.
+        Module -> flow, for those with at least ``MIN_LOOP_CALLS`` calls that got a gradient.
     """
-    calls: dict[tuple[str, int], list[Block]] = defaultdict(list)
+    calls: dict[tuple[int, str], list[Block]] = defaultdict(list)
     for tensor in trace.tensors:
         if tensor.kind == "activation_grad" and tensor.output in (0, TIME):
-            at = (tensor.module, tensor.output)
-            calls[at].append(Block(tensor.name, "", at[:1], tensor.module, tensor.call, False))
-    flows = (
-        _flow(trace, sorted(loop, key=lambda block: block.call), steps, output=output)
-        for (_, output), loop in calls.items()
+            module = tensor.module
+            block = Block(tensor.name, "", (module,), module, tensor.call, is_cut=False)
+            calls[tensor.output, module].append(block)
+    flows = {
+        module: _flow(trace, sorted(loop, key=lambda block: block.call), steps, output=output)
+        for (output, module), loop in sorted(calls.items())
         if len(loop) >= MIN_LOOP_CALLS
-    )
-    return tuple(flow for flow in flows if len(flow.blocks) >= MIN_LOOP_CALLS)
+    }
+    return {name: flow for name, flow in flows.items() if len(flow.blocks) >= MIN_LOOP_CALLS}
 
 
 def weight_profile(trace: Trace, steps: slice | None = None) -> WeightProfile:

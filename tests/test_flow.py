@@ -116,7 +116,7 @@ def test_loop_over_time_is_a_flow():
         columns.append(("activation", "cell", "", call, {"rms": [1.0]}))
         columns.append(("activation_grad", "cell", "", call, {"norm": [10.0 ** (call - 5)]}))
     columns.append(("activation", "head", "", 0, {"rms": [1.0]}))
-    (flow,) = loop_flows(make_trace(columns))
+    (flow,) = loop_flows(make_trace(columns)).values()
     assert flow.blocks == ("cell", *(f"cell[{i}]" for i in range(1, 6)))
     assert flow.slope == pytest.approx(-1.0)
     assert flow.total == pytest.approx(-5.0)

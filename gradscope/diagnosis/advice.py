@@ -1,0 +1,168 @@
+"""Remedies that fit the network at hand: its activations, norms, skips and depth."""
+
+from __future__ import annotations
+
+from gradscope.diagnosis.case import Case
+from gradscope.trace import NonFinite
+
+_SQUASHING = ("Sigmoid", "Tanh", "Softsign", "Hardtanh", "Hardsigmoid")
+_RECTIFYING = ("ReLU", "LeakyReLU", "PReLU", "GELU", "SiLU", "ELU", "ReLU6", "Hardswish", "Mish")
+
+
+def vanishing(case: Case) -> str:
+    """What helps against a gradient that shrinks towards the input."""
+    types, steps = case.types, []
+    if "Sigmoid" in types and not types & set(_RECTIFYING):
+        steps.append(
+            "replace the sigmoids by ReLU with Kaiming initialisation: a sigmoid passes at most "
+            "1/4 of the gradient"
+        )
+    elif types & set(_SQUASHING) and not types & set(_RECTIFYING):
+        steps.append(
+            "initialise for tanh: xavier_normal_ with gain 5/3, or orthogonal_ with gain 1; the "
+            "weights are too small for the depth"
+        )
+    elif not case.has_norm:
+        steps.append("initialise with kaiming_normal_(nonlinearity='relu'), Var w = 2/fan_in")
+    if _mostly_plain(case):
+        steps.append(
+            "add identity skips around every two layers"
+            + ("" if case.has_norm else ", with a normalisation in each branch")
+        )
+    elif not case.has_norm:
+        steps.append("normalise inside each branch (BatchNorm or LayerNorm)")
+    else:
+        steps.append(
+            "put the normalisation before the layers of each branch (pre-norm), so that the skip "
+            "path stays free of it"
+        )
+    return _sentence(steps)
+
+
+def exploding(case: Case, direction: str) -> str:
+    """What helps against a gradient or activations that grow."""
+    if _mostly_plain(case) and case.has_norm:
+        return _sentence(
+            [
+                (
+                    "add identity skips around every two layers: normalisation without skips "
+                    "multiplies the gradient by about 1.21 per layer, and no initialisation or "
+                    "learning rate changes that"
+                )
+            ]
+        )
+    if not _mostly_plain(case) and not case.has_norm:
+        return _sentence(
+            [
+                (
+                    "normalise inside each branch, or start the last layer of each branch at zero "
+                    "(SkipInit, Fixup), or scale the branches by 1/sqrt(number of blocks): each "
+                    "sum of skip and branch multiplies the variance by two"
+                )
+            ]
+        )
+    steps = []
+    if case.types & set(_SQUASHING):
+        steps.append("scale the weights down to gain 5/3 for tanh, or use orthogonal_ with gain 1")
+    else:
+        steps.append("scale the weights down to Var w = 2/fan_in (kaiming_normal_)")
+    if not case.has_norm:
+        steps.append("or normalise after each layer and add skips")
+    if direction == "backward":
+        steps.append("clip the gradient norm until then")
+    return _sentence(steps)
+
+
+def short_memory(case: Case, module: str) -> str:
+    """What lengthens the memory of a recurrent network."""
+    if case.is_gated(module):
+        return _sentence(
+            ["start the forget gate open: bias 1 or more (for a GRU, a negative bias of z)"]
+        )
+    return _sentence(
+        [
+            "initialise the recurrent weights with orthogonal_ or the identity",
+            "or use LSTM or GRU cells",
+        ]
+    )
+
+
+def exploding_in_time(module: str) -> str:
+    """What tames a recurrent network."""
+    return _sentence(
+        [
+            f"scale the recurrent weights of {module} to a spectral radius of 1 (orthogonal_)",
+            "clip the gradient norm",
+        ]
+    )
+
+
+def dead(case: Case) -> str:
+    """What revives dead units."""
+    steps = ["check the biases and the scale of the inputs of these layers"]
+    if case.types & {"ReLU", "ReLU6"}:
+        steps.append("use LeakyReLU or GELU, which pass a gradient on both sides")
+    if len(case.trace.steps) > 1:
+        steps.append("lower the learning rate: a large step may have killed them")
+    return _sentence(steps)
+
+
+def saturation(case: Case) -> str:
+    """What brings units back from their bounds."""
+    steps = ["scale the weights down (xavier_normal_)"]
+    if not case.has_norm:
+        steps.append("or normalise before the activation")
+    return _sentence(steps)
+
+
+def disconnected() -> str:
+    """Where to look for the cut."""
+    return _sentence(
+        [
+            "look for detach(), no_grad(), .data or a detour over numpy on the way to the loss",
+            "look for an output that the loss does not use",
+            "set requires_grad=False if they are meant to be frozen",
+        ]
+    )
+
+
+def non_finite(case: Case, first: NonFinite) -> str:
+    """Where to look for the source."""
+    if first.tensor.kind == "activation":
+        steps = [f"look at the weights and the inputs of {first.tensor.module or 'the network'}"]
+    else:
+        steps = [
+            "look for an infinite derivative, as of sqrt(0), log(0) or a norm of zero",
+            "look for a loss that overflowed",
+        ]
+    if len(case.trace.steps) > 1 and first.step > case.trace.steps[0].step:
+        steps.append("lower the learning rate or clip the gradient norm: it was finite before")
+    return _sentence(steps)
+
+
+def odd(name: str, decades: float) -> str:
+    """What to do with one layer that is off."""
+    return _sentence(
+        [f"initialise {name} like its neighbours: its weights are off by about 10^{decades:+.1f}"]
+    )
+
+
+def rate(highest: float, middle: float) -> str:
+    """A learning rate that gives the usual update of a thousandth."""
+    factor = 1e-3 / (middle or highest) if middle or highest else 0.0
+    if not factor:
+        return _sentence(["raise the learning rate: the updates are lost in rounding"])
+    change = "raise" if factor > 1 else "lower"
+    size = factor if factor > 1 else 1 / factor
+    return _sentence([f"{change} the learning rate by about {size:.0e}, to updates of 1e-3"])
+
+
+def _mostly_plain(case: Case) -> bool:
+    """Whether most blocks have no way around their weights."""
+    names = case.flow.blocks
+    return 2 * sum(case.is_bypassed(name) for name in names) < max(len(names), 1)
+
+
+def _sentence(steps: list[str]) -> str:
+    text = "; ".join(steps)
+    return text[:1].upper() + text[1:] + "."

@@ -1,0 +1,143 @@
+"""Case: the facts of a trace that several findings need, worked out once."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from gradscope.flow import GradientFlow, WeightProfile, gradient_flow, loop_flows, weight_profile
+from gradscope.statistics import STATISTICS, Kind
+from gradscope.structure import Block, ModuleInfo, Structure
+from gradscope.trace import RecordedTensor, Trace
+
+_GATED = ("LSTM", "GRU")
+
+
+class Case:
+    """A trace as the findings see it: without the steps that a GradScaler skipped."""
+
+    def __init__(self, trace: Trace) -> None:
+        kept = [i for i, step in enumerate(trace.steps) if not step.skipped]
+        self.skipped = len(trace.steps) - len(kept)
+        if self.skipped:
+            trace = dataclasses.replace(
+                trace,
+                steps=tuple(trace.steps[i] for i in kept),
+                values=trace.values[kept],
+                present=trace.present[kept],
+                histograms=None if trace.histograms is None else trace.histograms[kept],
+            )
+        self.trace = trace
+
+    @property
+    def structure(self) -> Structure:
+        """The structure of the network."""
+        return self.trace.structure
+
+    @cached_property
+    def flow(self) -> GradientFlow:
+        """The flow along the depth."""
+        return gradient_flow(self.trace)
+
+    @cached_property
+    def loops(self) -> dict[str, GradientFlow]:
+        """Module -> flow over time; calls of modules without weights are places, not times."""
+        owners = [tensor.module for tensor in self.trace.tensors if tensor.kind == "weight"]
+        return {
+            name: loop
+            for name, loop in loop_flows(self.trace).items()
+            if any(owner == name or owner.startswith(f"{name}.") for owner in owners)
+        }
+
+    @cached_property
+    def weights(self) -> WeightProfile:
+        """The gradient norms of the weights."""
+        return weight_profile(self.trace)
+
+    @cached_property
+    def modules(self) -> dict[str, ModuleInfo]:
+        """All modules by name."""
+        return {info.name: info for info in self.structure.modules}
+
+    @cached_property
+    def types(self) -> set[str]:
+        """Class names of the modules that ran."""
+        return {info.type for info in self.structure.modules if info.order >= 0}
+
+    @cached_property
+    def has_norm(self) -> bool:
+        """Whether a normalisation ran."""
+        return any("norm" in name.lower() for name in self.types)
+
+    @cached_property
+    def weighted(self) -> set[str]:
+        """Modules that own a weight with two or more dimensions."""
+        return {t.module for t in self.trace.tensors if t.kind == "weight" and len(t.shape) > 1}
+
+    @cached_property
+    def blocks(self) -> dict[str, Block]:
+        """The blocks by name."""
+        return {block.name: block for block in self.structure.blocks}
+
+    def is_bypassed(self, block: str) -> bool:
+        """Whether a path leads around some weights of a block, as a skip connection does."""
+        if block not in self.blocks:
+            return False
+        weighted = [name for name in self.blocks[block].modules if name in self.weighted]
+        return any(not self.modules[name].is_cut for name in weighted if name in self.modules)
+
+    def normalised_layers(self, block: str) -> int:
+        """How many weights of a block have their scale removed by a normalisation after them."""
+        inside = set(self.blocks[block].modules) if block in self.blocks else set()
+        weights = (name.rpartition(".")[0] for name in self.structure.scale_invariant)
+        return sum(module in inside for module in weights)
+
+    def pooling(self, before: str, after: str) -> float:
+        """Decades that averaging over the elements lost between two blocks takes from both ways."""
+        sizes = [self._elements(before), self._elements(after)]
+        return max(0.0, 0.5 * math.log10(sizes[0] / sizes[1])) if all(sizes) else 0.0
+
+    def _elements(self, block: str) -> int:
+        output = (
+            (self.blocks[block].output, self.blocks[block].call) if block in self.blocks else ()
+        )
+        for tensor in self.trace.tensors:
+            if tensor.kind == "activation" and (tensor.module, tensor.call) == output:
+                return math.prod(tensor.shape)
+        return 0
+
+    def is_gated(self, module: str) -> bool:
+        """Whether gates decide what a recurrent module keeps over time."""
+        inside = {
+            info.type
+            for name, info in self.modules.items()
+            if name == module or name.startswith(f"{module}.")
+        }
+        return "Sigmoid" in inside or any(g in t.upper() for t in inside for g in _GATED)
+
+    def columns(self, kind: Kind) -> Iterator[tuple[int, RecordedTensor]]:
+        """Index and label of the tensors of one kind, in execution order."""
+        chosen = [(i, t) for i, t in enumerate(self.trace.tensors) if t.kind == kind]
+        yield from sorted(chosen, key=lambda item: (item[1].order, item[0]))
+
+    def values(self, statistic: str, column: int) -> Tensor:
+        """One statistic of one tensor over the steps in which it was seen; shape (<= steps,)."""
+        values = self.trace.values[:, column, list(STATISTICS).index(statistic)]
+        return values[self.trace.present[:, column]]
+
+    def largest(self, statistic: str, column: int) -> float:
+        """The largest known value of a statistic of one tensor, -1 where there is none."""
+        values = self.values(statistic, column)
+        values = values[~torch.isnan(values)]
+        return values.max().item() if len(values) else -1.0
+
+
+def listed(names: list[str], limit: int = 4) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

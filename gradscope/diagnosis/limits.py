@@ -1,0 +1,88 @@
+"""Every limit that a verdict rests on, with where it comes from.
+
+None was fitted to a network: each is a published constant, a theoretical factor over a stated
+depth, or a property of floating point. Factors are in decades (log10), since what adds up over
+depth is the logarithm.
+"""
+
+from __future__ import annotations
+
+import math
+
+VANISHING = 3.0
+"""Decades of decay towards the input that matter: first/last < 1e-3, AUTOTRAINER's rule for
+vanishing gradients (Zhang et al. 2021). PyTorch's default initialisation, sqrt(1/6) per ReLU layer,
+takes eight layers for it, more than the small networks that are trained with it every day."""
+
+EXPLODING = 1.5
+"""Decades of growth that matter in a plain chain, where it is exponential in depth: a factor of 32,
+between the e^3 that bounds the trainable depth (six depth scales, Schoenholz et al. 1611.01232) and
+AUTOTRAINER's 70 for exploding gradients."""
+
+EXPLODING_RESIDUAL = 4.0
+"""Decades of growth that matter where most blocks have a normalised branch beside a skip. There
+the factor of block k of a stage is sqrt(1 + 1/k) (De & Smith 2002.10444): it adds up to a power of
+the depth, not to an exponential, and published networks that train well have it. A power of
+100 blocks with two normalisations each is 100^2."""
+
+NORM_FACTOR = 0.5 * math.log10(math.pi / (math.pi - 1))
+"""Decades per layer that ReLU and batch norm without a skip add towards the input, whatever the
+initialisation: 0.083 (Yang et al. 1902.08129)."""
+
+MILD = 1.0
+"""Decades from which a certain trend is mentioned although it does not matter yet."""
+
+ROBUST_SHARE = 2 / 3
+"""Share of a limit that the robust centre must make over the stretch, so that a handful of odd
+blocks (a pooling, a head) cannot make a trend."""
+
+ODD_BLOCK = 1.5
+"""Decades by which a single block must stand out, forward and backward alike, to be mis-scaled."""
+
+ODD_LAYER = 3.5
+"""Decades by which gradient/weight of one layer must stand out from both neighbours. Scaling a
+weight by s moves the ratio by s^2, so that this is a mis-scaling by more than 50; roles (depthwise,
+embedding, head) differ by less than two decades."""
+
+ODD_SPREAD = 6.0
+"""Robust standard deviations (1.4826 MAD) by which an odd block must stand out as well."""
+
+DEAD_SHARE = 0.7
+"""Share of units that never fire from which a layer is dead: AUTOTRAINER's limit for dying ReLU."""
+
+DEAD_CHANCE = 0.5
+"""Share of ReLU units that are off by chance when all examples look alike, as they come to do in a
+deep network at initialisation (1611.01232: correlations converge)."""
+
+SATURATED_SHARE = 0.5
+"""Share of outputs at a bound from which a layer is saturated."""
+
+UPDATE_TOO_LARGE = 1.0
+"""Update/weight from which steps are too large: the update exceeds the weight (You et al.,
+1708.03888)."""
+
+UPDATE_LARGE = 0.1
+"""Update/weight from which it is worth a warning: a hundred times the usual 1e-3."""
+
+UPDATE_TOO_SMALL = 1e-6
+"""Update/weight below which a million aligned steps are needed to change the weights by their own
+size; float32 loses updates from 6e-8 on."""
+
+UPDATE_SMALL = 1e-5
+"""Update/weight below which it is worth a warning: a hundredth of the usual 1e-3."""
+
+MIN_UPDATES = 3
+"""Recorded steps that a judgement on update sizes needs; a warm-up begins with zero."""
+
+
+def dead_share(units: int) -> float:
+    """Share of dead units from which a layer of a given width is dead.
+
+    Args:
+        units: number of units of the layer.
+
+    Returns:
+        `DEAD_SHARE`, or three standard deviations above chance where that is more, at most 0.99.
+    """
+    chance = DEAD_CHANCE + 3 * math.sqrt(DEAD_CHANCE * (1 - DEAD_CHANCE) / max(units, 1))
+    return min(0.99, max(DEAD_SHARE, chance))

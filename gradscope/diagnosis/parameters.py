@@ -1,0 +1,128 @@
+"""Findings on parameters without a gradient, and why: cut off, unused, zero by construction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradscope.diagnosis import advice
+from gradscope.diagnosis.case import Case, listed
+from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
+
+
+def disconnected(case: Case) -> Iterator[Finding]:
+    """Parameters whose module ran but that never got a gradient, and those that never ran."""
+    parents = {name.rpartition(".")[0] for name in case.modules if name}
+    frozen, unused = set(case.structure.frozen), list(case.structure.unused)
+    cut: list[str] = []
+    for i, tensor in case.columns("weight"):
+        known = tensor.name in frozen or tensor.name in case.structure.unused
+        if known or len(case.values("norm", i)):
+            continue
+        ran = tensor.module in case.modules and case.modules[tensor.module].order >= 0
+        # That a leaf ran means that its parameters took part; a container may just hold a leftover.
+        (cut if ran and tensor.module not in parents else unused).append(tensor.name)
+    if cut and case.trace.steps:
+        yield Finding(
+            "disconnected",
+            Severity.ERROR,
+            listed(cut),
+            "These parameters took part in the forward pass and get no gradient: the graph is cut "
+            "between them and the loss.",
+            {"parameters": Evidence(len(cut), "without a gradient")},
+            advice.disconnected(),
+            Verdict.DISCONNECTED,
+        )
+    if unused:
+        yield Finding(
+            "unused",
+            Severity.WARNING,
+            listed(unused),
+            "These parameters never took part in the forward pass.",
+            {"parameters": Evidence(len(unused), "unused")},
+            "Remove them, or call their module; they cost memory and optimizer state.",
+        )
+
+
+def zero_gradients(case: Case) -> Iterator[Finding]:
+    """Gradients that arrive and are exactly zero, where nothing else explains it."""
+    zero, alive = [], 0
+    for i, tensor in case.columns("weight"):
+        norms = case.values("norm", i)
+        if len(norms) and len(tensor.shape) > 1 and tensor.name not in case.structure.cancelled:
+            if bool((norms == 0).all()):
+                zero.append((tensor.order, tensor.name))
+            else:
+                alive += 1
+    if not zero:
+        return
+    names = [name for _, name in zero]
+    gates = [name for order, name in _zero_weights(case) if order >= min(zero)[0]]
+    evidence = {"parameters": Evidence(len(zero), "with a gradient of exactly zero")}
+    if gates:
+        yield Finding(
+            "zero-initialised",
+            Severity.INFO,
+            listed(gates),
+            f"These weights start at zero, so that nothing reaches {listed(names)} in the first "
+            "step; it opens once they have moved.",
+            evidence,
+            "" if len(case.trace.steps) > 1 else "Record a few steps to see the flow below them.",
+        )
+    elif 4 * len(zero) >= len(zero) + alive and not _underflow(case):
+        yield Finding(
+            "zero-gradient",
+            Severity.ERROR,
+            listed(names),
+            "The gradient arrives and is exactly zero in every recorded step.",
+            evidence,
+            advice.dead(case),
+            Verdict.DEAD,
+        )
+    else:
+        yield Finding(
+            "zero-gradient",
+            Severity.WARNING,
+            listed(names),
+            "The gradient of these weights is exactly zero in every recorded step.",
+            evidence,
+        )
+
+
+def structural(case: Case) -> Iterator[Finding]:
+    """Zeros that the structure of the network makes; never an alarm."""
+    if case.structure.cancelled:
+        names = list(case.structure.cancelled)
+        yield Finding(
+            "structural-zero",
+            Severity.INFO,
+            listed(names),
+            "These biases are subtracted again by the normalisation after them: their true "
+            "gradient is zero, what is measured is rounding.",
+            {"parameters": Evidence(len(names), "cancelled")},
+            "Build their layers with bias=False.",
+        )
+    if case.structure.frozen:
+        names = list(case.structure.frozen)
+        yield Finding(
+            "frozen",
+            Severity.INFO,
+            listed(names),
+            "These parameters have requires_grad=False.",
+            {"parameters": Evidence(len(names), "frozen")},
+        )
+
+
+def _zero_weights(case: Case) -> list[tuple[int, str]]:
+    """Order and name of weights that were zero in the first step they were seen in."""
+    found = []
+    for i, tensor in case.columns("weight"):
+        norms = case.values("weight_norm", i)
+        if len(tensor.shape) > 1 and len(norms) and norms[0].item() == 0:
+            found.append((tensor.order, tensor.name))
+    return found
+
+
+def _underflow(case: Case) -> bool:
+    """Whether a steep decay explains zeros: the gradient fell below what float32 can hold."""
+    flows = [case.flow, *case.loops.values()]
+    return any(flow.log10_grad and min(flow.log10_grad) < -15 for flow in flows)

@@ -1,0 +1,366 @@
+"""Findings on how gradients and activations pass through the network: trends and odd blocks."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from gradscope.diagnosis import advice, limits
+from gradscope.diagnosis.case import Case
+from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
+from gradscope.flow import GradientFlow, location
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The contiguous run of blocks over which a quantity changes most in one direction."""
+
+    start: int
+    stop: int
+    """Index of its first and of its last block."""
+    decades: float
+    """How much it changes in all, in the direction asked for."""
+    slope: float
+    low: float
+    high: float
+    """Robust decades per block in that direction, with its 95 % interval."""
+    largest: float
+    """The largest single step."""
+
+    @property
+    def robust(self) -> float:
+        """Decades that the robust centre makes over the stretch."""
+        return self.slope * (self.stop - self.start)
+
+    def matters(self, limit: float) -> bool:
+        """Whether the change reaches a limit, and not by a few odd blocks alone."""
+        return self.decades >= limit and self.robust >= limits.ROBUST_SHARE * limit
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether the interval excludes a factor of one."""
+        return self.low > 0
+
+
+def longest(steps: Sequence[float], sign: int) -> Stretch:
+    """Find the stretch with the largest sum (Kadane's algorithm).
+
+    Args:
+        steps: decades from each block to the next.
+        sign: +1 for growth, -1 for decay.
+
+    Returns:
+        The stretch; empty, with zeros, when nothing goes in that direction.
+    """
+    best, best_at, run, start = 0.0, (0, 0), 0.0, 0
+    for i, step in enumerate(steps):
+        if run <= 0:
+            run, start = 0.0, i
+        run += sign * step
+        if run > best:
+            best, best_at = run, (start, i + 1)
+    inside = [sign * step for step in steps[best_at[0] : best_at[1]]]
+    slope, low, high = location(inside) if inside else (0.0, -math.inf, math.inf)
+    return Stretch(*best_at, best, slope, low, high, max(inside, default=0.0))
+
+
+def passage(case: Case) -> Iterator[Finding]:
+    """Vanishing, exploding (forward and backward), masked decay, odd blocks and odd layers."""
+    if not case.flow.blocks and not case.flow.silent:
+        yield from _weights_only(case)
+        return
+    over_time = set()
+    for module, loop in case.loops.items():
+        over_time |= set(loop.blocks)
+        yield from _over_time(case, module, loop)
+    if 2 * len(over_time & set(case.flow.blocks)) < len(case.flow.blocks):
+        yield from _over_depth(case)
+    yield from _odd_blocks(case)
+    yield from _odd_layers(case)
+
+
+def _over_depth(case: Case) -> Iterator[Finding]:
+    flow = case.flow
+    backward = [math.log10(chi) for chi in flow.chi]  # from the output to the input
+    decay, growth = longest(backward, -1), longest(backward, +1)
+    if decay.matters(limits.VANISHING) and decay.is_certain:
+        yield _vanishing(case, decay)
+        yield from _masked(case, decay)
+    elif decay.decades >= limits.MILD:
+        yield from _unsettled(case, decay, "decay", limits.VANISHING)
+    forward = longest(_known_steps(flow.log10_activation), +1)
+    for name, stretch in (("backward", growth), ("forward", forward)):
+        limit = _growth_limit(case, stretch)
+        chain = name == "backward" and _norm_chain(case, stretch)
+        if chain or (stretch.matters(limit) and stretch.is_certain):
+            yield _exploding(case, stretch, name)
+        elif stretch.decades >= limits.MILD:
+            yield from _unsettled(case, stretch, f"{name} growth", limit)
+
+
+def _known_steps(log10_rms: Sequence[float]) -> list[float]:
+    """Steps from block to block; an unknown end makes a step of zero, to keep the places."""
+    steps = [b - a for a, b in itertools.pairwise(log10_rms)]
+    return [step if math.isfinite(step) else 0.0 for step in steps]
+
+
+def _growth_limit(case: Case, stretch: Stretch) -> float:
+    """How much growth matters: less where it is exponential in depth."""
+    names = case.flow.blocks[stretch.start : stretch.stop + 1]
+    bypassed = sum(case.is_bypassed(name) for name in names)
+    if case.has_norm and 2 * bypassed >= len(names):
+        return limits.EXPLODING_RESIDUAL
+    return limits.EXPLODING
+
+
+def _norm_chain(case: Case, stretch: Stretch) -> bool:
+    """Whether the growth is the one that theory gives a chain of normalised layers.
+
+    Each layer adds `NORM_FACTOR`; the number of layers in a row that no path leads around is known
+    exactly, so that the total is known better than the stretch alone would tell.
+    """
+    names = case.flow.blocks[stretch.start : stretch.stop + 1]
+    longest_run = run = 0
+    for name in names:
+        run = 0 if case.is_bypassed(name) else run + case.normalised_layers(name)
+        longest_run = max(longest_run, run)
+    expected = longest_run * limits.NORM_FACTOR
+    return expected >= limits.EXPLODING and stretch.is_certain and stretch.decades >= expected / 2
+
+
+def _where(flow: GradientFlow, stretch: Stretch) -> str:
+    return f"{flow.blocks[stretch.start]} ... {flow.blocks[stretch.stop]}"
+
+
+def _numbers(stretch: Stretch, sign: int, unit: str = "block") -> dict[str, Evidence]:
+    ends = sorted((sign * stretch.low, sign * stretch.high))
+    return {
+        "factor": Evidence(10 ** (sign * stretch.slope), f"per {unit}"),
+        "slope": Evidence(sign * stretch.slope, f"decades per {unit}"),
+        "slope_low": Evidence(ends[0], f"decades per {unit}"),
+        "slope_high": Evidence(ends[1], f"decades per {unit}"),
+        "total": Evidence(sign * stretch.decades, "decades"),
+        f"{unit}s": Evidence(stretch.stop - stretch.start + 1, ""),
+    }
+
+
+def _vanishing(case: Case, stretch: Stretch) -> Finding:
+    return Finding(
+        "vanishing",
+        Severity.ERROR,
+        _where(case.flow, stretch),
+        "The gradient shrinks from block to block on its way to the input: the first layers "
+        "learn many times slower than the last.",
+        _numbers(stretch, -1),
+        advice.vanishing(case),
+        Verdict.VANISHING,
+    )
+
+
+def _exploding(case: Case, stretch: Stretch, direction: str) -> Finding:
+    what = {
+        "backward": "The gradient grows from block to block on its way to the input.",
+        "forward": "The activations grow from block to block on their way to the output.",
+    }[direction]
+    return Finding(
+        f"exploding-{direction}",
+        Severity.ERROR,
+        _where(case.flow, stretch),
+        what,
+        _numbers(stretch, +1),
+        advice.exploding(case, direction),
+        Verdict.EXPLODING,
+    )
+
+
+def _masked(case: Case, stretch: Stretch) -> Iterator[Finding]:
+    """Weight gradients that look level because activations decay the other way."""
+    steps = [b - a for a, b in itertools.pairwise(case.weights.log10_grad)]
+    decay = longest(steps, +1)  # towards the input = rising towards the output
+    if len(steps) >= 2 and decay.decades < stretch.decades / 3:
+        yield Finding(
+            "masked-decay",
+            Severity.WARNING,
+            _where(case.flow, stretch),
+            "The gradients of the weights look level, because the activations shrink towards the "
+            "output as the gradient shrinks towards the input; a plot of weight gradients alone "
+            "would hide the decay.",
+            {
+                "weight_gradients": Evidence(-decay.decades, "decades"),
+                "block_gradients": Evidence(-stretch.decades, "decades"),
+            },
+        )
+
+
+def _unsettled(case: Case, stretch: Stretch, what: str, limit: float) -> Iterator[Finding]:
+    """A change that is certain but small, or large but uncertain."""
+    if stretch.decades < limit:
+        if stretch.is_certain and stretch.robust >= limits.MILD:
+            yield Finding(
+                f"mild-{what.replace(' ', '-')}",
+                Severity.INFO,
+                _where(case.flow, stretch),
+                f"A certain {what} that does not matter at this depth; it adds up when the "
+                "network is made deeper.",
+                _numbers(stretch, -1 if what == "decay" else +1),
+            )
+    elif stretch.largest < stretch.decades / 2 and stretch.robust >= limits.MILD:
+        yield Finding(
+            f"uncertain-{what.replace(' ', '-')}",
+            Severity.WARNING,
+            _where(case.flow, stretch),
+            f"A {what} that would matter, but the factors scatter too much to tell it from chance.",
+            _numbers(stretch, -1 if what == "decay" else +1),
+            "To settle it, record more steps or other seeds, a larger batch, or the inner layers "
+            "of the blocks as modules of their own.",
+            Verdict.INCONCLUSIVE,
+        )
+
+
+def _over_time(case: Case, module: str, loop: GradientFlow) -> Iterator[Finding]:
+    backward = [math.log10(chi) for chi in loop.chi]
+    decay, growth = longest(backward, -1), longest(backward, +1)
+    if decay.matters(limits.VANISHING) and decay.is_certain:
+        gated = case.is_gated(module)
+        reach = 3 / math.log(10) / decay.slope
+        yield Finding(
+            "short-memory" if gated else "vanishing",
+            Severity.WARNING if gated else Severity.ERROR,
+            f"{_where(loop, decay)} (over time)",
+            "The gradient shrinks with every step back in time"
+            + (
+                "; the gates can learn to keep it, but start half closed."
+                if gated
+                else f": nothing further back than about {reach:.0f} steps is learned."
+            ),
+            {
+                **_numbers(decay, -1, "step"),
+                "reach": Evidence(reach, "steps to 1/20 of the gradient"),
+            },
+            advice.short_memory(case, module),
+            None if gated else Verdict.VANISHING,
+        )
+    if growth.matters(limits.EXPLODING) and growth.is_certain:
+        yield Finding(
+            "exploding-backward",
+            Severity.ERROR,
+            f"{_where(loop, growth)} (over time)",
+            "The gradient grows with every step back in time.",
+            _numbers(growth, +1, "step"),
+            advice.exploding_in_time(module),
+            Verdict.EXPLODING,
+        )
+
+
+def _odd_blocks(case: Case) -> Iterator[Finding]:
+    """One block that scales gradient and activation alike, unlike all others."""
+    flow = case.flow
+    if len(flow.blocks) < 4:
+        return
+    backward = [math.log10(chi) for chi in flow.chi]
+    forward = _known_steps(flow.log10_activation)
+    odd_backward, odd_forward = _excess(backward), _excess(forward)
+    for i in range(len(backward)):
+        if odd_backward[i] * odd_forward[i] <= 0:
+            continue
+        jump = math.copysign(min(abs(odd_backward[i]), abs(odd_forward[i])), odd_backward[i])
+        name = flow.blocks[i + 1]
+        allowed = case.pooling(flow.blocks[i], name)
+        if abs(jump) < limits.ODD_BLOCK + (allowed if jump < 0 else 0.0):
+            continue
+        head = i == len(backward) - 1 and jump < 0  # heads are often scaled down on purpose
+        yield Finding(
+            "odd-block",
+            Severity.WARNING if head else Severity.ERROR,
+            name,
+            "This block scales activations and gradient alike, unlike its neighbours: its weights "
+            "are off by about this factor.",
+            {
+                "factor": Evidence(10**jump, "times its neighbours"),
+                "gradient": Evidence(backward[i], "decades across the block"),
+                "activation": Evidence(forward[i], "decades across the block"),
+            },
+            advice.odd(name, jump),
+            None if head else Verdict.EXPLODING if jump > 0 else Verdict.VANISHING,
+        )
+
+
+def _odd_layers(case: Case) -> Iterator[Finding]:
+    """One layer whose gradient/weight is out of line with both neighbours."""
+    profile = case.weights
+    known = [
+        (name, g - w)
+        for name, g, w in zip(profile.layers, profile.log10_grad, profile.log10_weight, strict=True)
+        if math.isfinite(g - w)
+    ]
+    if len(known) < 4:
+        return
+    for i, (name, ratio) in enumerate(known[:-1]):  # heads are often scaled on purpose
+        others = [known[j][1] for j in (i - 2, i - 1, i + 1, i + 2) if 0 <= j < len(known)]
+        away = [ratio - other for other in others]
+        if all(a > limits.ODD_LAYER for a in away) or all(a < -limits.ODD_LAYER for a in away):
+            by = min(away, key=abs)
+            yield Finding(
+                "odd-layer",
+                Severity.ERROR,
+                name,
+                "The gradient of this layer is out of line with its weights when compared with "
+                "its neighbours: its weights are far too "
+                + ("large, so that it hardly learns." if by < 0 else "small for its gradient."),
+                {
+                    "gradient/weight": Evidence(ratio, "log10"),
+                    "excess": Evidence(by, "decades over its neighbours"),
+                },
+                advice.odd(name, -by / 2),
+                Verdict.VANISHING if by < 0 else Verdict.EXPLODING,
+            )
+
+
+def _excess(steps: Sequence[float]) -> list[float]:
+    """What each step has beyond the centre; 0 where it is within the usual scatter."""
+    centre = location(steps)[0]
+    spread = 1.4826 * statistics.median(abs(step - centre) for step in steps)
+    excess = (step - centre for step in steps)
+    return [e if abs(e) > limits.ODD_SPREAD * spread else 0.0 for e in excess]
+
+
+def _weights_only(case: Case) -> Iterator[Finding]:
+    """Without activations only the weights speak, and they cannot show a masked decay."""
+    profile = case.weights
+    if not profile.layers:
+        if not case.trace.steps:
+            yield Finding(
+                "nothing-recorded",
+                Severity.WARNING,
+                "trace",
+                "No step was recorded.",
+                remedy="Run at least one forward and backward pass inside watch().",
+                verdict=Verdict.INCONCLUSIVE,
+            )
+        return
+    steps = [a - b for a, b in itertools.pairwise(profile.log10_grad)]
+    decay = longest(steps, -1)
+    if decay.matters(limits.VANISHING) and decay.is_certain:
+        yield Finding(
+            "vanishing",
+            Severity.ERROR,
+            f"{profile.layers[decay.start]} ... {profile.layers[decay.stop]}",
+            "The gradients of the weights shrink from layer to layer towards the input.",
+            _numbers(decay, -1, "layer"),
+            advice.vanishing(case),
+            Verdict.VANISHING,
+        )
+    elif len(steps) * abs(math.log10(math.sqrt(1 / 6))) >= limits.VANISHING:
+        yield Finding(
+            "no-activations",
+            Severity.WARNING,
+            "trace",
+            "Only the gradients of weights were recorded; in a network of this depth they can "
+            "look level while the gradient vanishes.",
+            {"layers": Evidence(len(profile.layers), "")},
+            "Record with activations=True, and watch the uncompiled model.",
+            Verdict.INCONCLUSIVE,
+        )

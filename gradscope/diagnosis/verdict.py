@@ -1,0 +1,173 @@
+"""What a diagnosis says: verdict, findings, evidence, and how they read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+class Verdict(StrEnum):
+    """What is wrong with a network, if anything."""
+
+    HEALTHY = "healthy"
+    VANISHING = "vanishing"
+    EXPLODING = "exploding"
+    DEAD = "dead"
+    NON_FINITE = "non-finite"
+    DISCONNECTED = "disconnected"
+    INCONCLUSIVE = "inconclusive"
+
+
+class Severity(StrEnum):
+    """How much a finding matters; only errors make a verdict."""
+
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A number with its unit."""
+
+    value: float
+    unit: str
+    """For example ``decades``, ``decades per block``, ``share``, ``steps``."""
+
+    def __str__(self) -> str:
+        value = f"{self.value:.3g}" if self.value else "0"
+        return f"{value} {self.unit}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was found."""
+
+    kind: str
+    """What: ``vanishing``, ``exploding-forward``, ``dead-units``, ``unused``, ..."""
+    severity: Severity
+    where: str
+    """Which modules, parameters or blocks, by name."""
+    message: str
+    """What it means, in a sentence."""
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
+    remedy: str = ""
+    """What would mend this network; empty where nothing needs mending."""
+    verdict: Verdict | None = None
+    """The verdict it speaks for, None for what leaves the verdict alone."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types; non-finite numbers become None."""
+        return {
+            "kind": self.kind,
+            "severity": self.severity.value,
+            "where": self.where,
+            "message": self.message,
+            "evidence": {
+                name: {"value": e.value if math.isfinite(e.value) else None, "unit": e.unit}
+                for name, e in self.evidence.items()
+            },
+            "remedy": self.remedy,
+        }
+
+
+_STYLE = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+
+_PRIORITY = (
+    Verdict.NON_FINITE,
+    Verdict.DISCONNECTED,
+    Verdict.DEAD,
+    Verdict.EXPLODING,
+    Verdict.VANISHING,
+    Verdict.INCONCLUSIVE,
+)
+"""Which verdict stands when findings speak for several: what hides the others comes first."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The verdict on a network with everything that was found.
+
+    Example:
+        >>> diagnosis = gradscope.diagnose(trace)  # doctest: +SKIP
+        >>> diagnosis.verdict == "vanishing"  # doctest: +SKIP
+        True
+    """
+
+    verdict: Verdict
+    findings: tuple[Finding, ...] = ()
+    """Worst first."""
+
+    @property
+    def is_healthy(self) -> bool:
+        """True for the verdict ``healthy``."""
+        return self.verdict is Verdict.HEALTHY
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {
+            "verdict": self.verdict.value,
+            "findings": [finding.to_dict() for finding in self.findings],
+        }
+
+    def __str__(self) -> str:
+        lines = [f"verdict: {self.verdict.value}"]
+        for finding in self.findings:
+            lines.append(f"[{finding.severity.value}] {finding.kind}: {finding.where}")
+            lines.append(f"    {finding.message}")
+            if finding.evidence:
+                numbers = (f"{name} {e}" for name, e in finding.evidence.items())
+                lines.append(f"    {'; '.join(numbers)}")
+            if finding.remedy:
+                lines.append(f"    remedy: {finding.remedy}")
+        return "\n".join(lines)
+
+    def __rich__(self) -> RenderableType:
+        from rich.console import Group
+        from rich.table import Table
+        from rich.text import Text
+
+        style = "bold green" if self.is_healthy else "bold red"
+        if self.verdict is Verdict.INCONCLUSIVE:
+            style = "bold yellow"
+        head = Text.assemble("verdict: ", (self.verdict.value, style))
+        table = Table(box=None, padding=(0, 2, 1, 0), show_header=bool(self.findings))
+        for title in ("finding", "where", "evidence", "meaning and remedy"):
+            table.add_column(title, overflow="fold", vertical="top")
+        for finding in self.findings:
+            numbers = "\n".join(f"{name} {e}" for name, e in finding.evidence.items())
+            meaning = Text(finding.message)
+            if finding.remedy:
+                meaning.append(f"\n{finding.remedy}", style="italic")
+            kind = Text(finding.kind, style=_STYLE[finding.severity.value])
+            table.add_row(kind, Text(finding.where), Text(numbers), meaning)
+        return Group(head, table) if self.findings else head
+
+
+def decide(findings: Iterable[Finding]) -> Diagnosis:
+    """The verdict that the findings add up to.
+
+    Args:
+        findings: in any order.
+
+    Returns:
+        The diagnosis, its findings sorted by severity and by what they speak for.
+    """
+    rank = {severity: i for i, severity in enumerate(reversed(Severity))}
+    speaks = {verdict: i for i, verdict in enumerate(_PRIORITY)}
+    ordered = sorted(
+        findings,
+        key=lambda f: (
+            rank[f.severity],
+            speaks[f.verdict] if f.verdict else len(speaks),
+        ),
+    )
+    spoken = {finding.verdict for finding in ordered}
+    verdict = next((v for v in _PRIORITY if v in spoken), Verdict.HEALTHY)
+    return Diagnosis(verdict, tuple(ordered))
