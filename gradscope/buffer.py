@@ -227,7 +227,7 @@ class StatisticsBuffer:
 
     def _settle(self) -> None:
         for rows, copies in self._in_flight:
-            width = max((host.shape[2] for _, host, _ in copies), default=0)
+            width = max((host.shape[2] for _, host, _ in copies), default=1)
             for row in rows:
                 row.raw = torch.full((len(RAW), width), torch.nan)
             for device, host, done in copies:

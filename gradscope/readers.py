@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -23,6 +24,9 @@ MAX_CALLS = 256
 _NORM, _MINIMUM, _MAXIMUM, _NONFINITE = (
     RAW.index(name) for name in ("norm", "minimum", "maximum", "nonfinite")
 )
+
+_CACHED = 2**17
+"""Elements that stay in a core's cache between two passes: half a mebibyte of float32."""
 
 _BOUNDS: dict[type[nn.Module], tuple[float, float]] = {
     nn.Tanh: (-1.0, 1.0),
@@ -63,40 +67,49 @@ class ParameterReader:
         self._before = {}
         self._sharded = {}
 
-    def after_backward(self, scale: Tensor | None, *, whole: bool) -> None:
-        """Take the norms before anyone clips; all statistics where the step may be skipped.
+    def after_backward(self, scale: Tensor | None) -> None:
+        """Take all statistics before anyone clips, and before an optimizer that may not step.
 
         Args:
             scale: factor that the gradients carry from loss scaling, 0-d, or None.
-            whole: take every statistic now.
         """
         grads = self._grads(None)
+        self._summarise(grads, scale)
         for device, names in _by_device(grads).items():
             columns = [self._columns[n] for n in names]
-            found = statistics.norms([statistics.elements(grads[n]) for n in names])
-            self._buffer.put(device, "unclipped", columns, _unscaled(found, scale))
+            self._buffer.put(
+                device, "unclipped", columns, self._buffer.get(device, "norm", columns)
+            )
         self._versions = {n: (id(g), g._version) for n, g in grads.items()}
-        if whole:
-            self.measure(None, scale)
 
     def measure(self, optimizer: Optimizer | None, scale: Tensor | None = None) -> None:
-        """Take all statistics of the gradients as they are now.
+        """Take the statistics of what has changed since the backward pass: nothing, unless clipped.
 
         Args:
             optimizer: leave out the parameters that only other optimizers step; None: all.
             scale: factor that the gradients still carry from loss scaling, 0-d, or None.
         """
         grads = self._grads(optimizer)
+        self._summarise(
+            {n: g for n, g in grads.items() if self._versions.get(n) != (id(g), g._version)}, scale
+        )
+
+    def _summarise(self, grads: dict[str, Tensor], scale: Tensor | None) -> None:
         for device, names in _by_device(grads).items():
             columns = [self._columns[n] for n in names]
             vectors = [statistics.elements(grads[n]) for n in names]
-            if all(self._versions.get(n) == (id(grads[n]), grads[n]._version) for n in names):
-                found = self._buffer.get(device, "unclipped", columns)  # nobody clipped meanwhile
-            else:
-                found = _unscaled(statistics.norms(vectors), scale)
-            self._buffer.put(device, "norm", columns, found)
-            self._extremes(device, columns, vectors, scale)
-            self._shares(device, columns, [grads[n] for n in names], found)
+            if device.type == "cuda":  # batched: one kernel for many tensors
+                largest = statistics.largest(vectors)
+                self._buffer.put(device, "norm", columns, statistics.norms(vectors))
+                self._buffer.put(device, "maximum", columns, largest)
+                self._buffer.put(device, "minimum", columns, -largest)
+            else:  # one after the other: the second pass over a tensor finds it in the cache
+                for column, vector in zip(columns, vectors, strict=True):
+                    _write_summary(self._buffer.cells(device, column), vector)
+            for name in ("norm", "minimum", "maximum") if scale is not None else ():
+                found = self._buffer.get(device, name, columns)
+                self._buffer.put(device, name, columns, _unscaled(found, scale))
+            self._shares(device, columns, vectors, [grads[n] for n in names])
         for name, grad in grads.items():
             self.numel[self._columns[name]] = self._parameters[name].numel()
             if hasattr(grad, "device_mesh"):
@@ -153,42 +166,29 @@ class ParameterReader:
                 grads[name] = parameter.grad
         return grads
 
-    def _extremes(
+    def _shares(
         self,
         device: torch.device,
         columns: list[int],
         vectors: list[Tensor],
-        scale: Tensor | None,
+        grads: list[Tensor],
     ) -> None:
-        if device.type == "cuda":  # one kernel for all; a loop would launch one each
-            largest = torch.stack([n.float() for n in torch._foreach_norm(vectors, torch.inf)])
-            largest = _unscaled(largest, scale)
-            self._buffer.put(device, "maximum", columns, largest)
-            self._buffer.put(device, "minimum", columns, -largest)
-            return
-        for column, vector in zip(columns, vectors, strict=True):
-            if vector.numel():
-                _write_extremes(self._buffer.cells(device, column), vector)
-        if scale is not None:
-            for name in ("minimum", "maximum"):
-                found = self._buffer.get(device, name, columns) / scale.to(device)
-                self._buffer.put(device, name, columns, found)
-
-    def _shares(
-        self, device: torch.device, columns: list[int], grads: list[Tensor], found: Tensor
-    ) -> None:
-        samples = [statistics.sample(g) for g in grads]
+        samples = [statistics.sample(v) for v in vectors]
         zero = statistics.zero_shares(samples)
         if device.type == "cuda":
             nonfinite = statistics.nonfinite_shares(samples)
         else:
+            norms = self._buffer.get(device, "norm", columns).tolist()
             shares = [
-                0.0 if norm - norm == 0.0 else statistics.nonfinite_share(grad)
-                for norm, grad in zip(found.tolist(), grads, strict=True)
+                0.0 if math.isfinite(norm) else statistics.nonfinite_share(vector)
+                for norm, vector in zip(norms, vectors, strict=True)
             ]
             nonfinite = torch.tensor(shares, device=device)
         if any(g.is_sparse for g in grads):  # what is not stored is zero
-            stored = [_stored_share(grad) for grad in grads]
+            stored = [
+                v.numel() / max(g.numel(), 1) if g.is_sparse else 1.0
+                for v, g in zip(vectors, grads, strict=True)
+            ]
             zero = 1 - torch.tensor(stored, device=device) * (1 - zero)
         self._buffer.put(device, "zero", columns, zero)
         self._buffer.put(device, "nonfinite", columns, nonfinite)
@@ -240,16 +240,16 @@ class ForwardReader:
         self._calls: list[Call] = []
         self._sinks: list[Any] = []
         self._signs: dict[torch.device, tuple[list[Tensor], list[int]]] = {}
-        self._samples: dict[torch.device, list[Tensor]] = {}
+        self._samples: dict[torch.device, tuple[list[Tensor], list[int]]] = {}
 
     def end(self) -> None:
         """Count the samples; read the structure if the root never ran, only modules inside it."""
         self._read_structure()
         for device, (signs, columns) in self._signs.items():
             self._buffer.put(device, "zero", columns, statistics.zero_shares(signs))
-            if device in self._samples:
-                nonfinite = statistics.nonfinite_shares(self._samples[device])
-                self._buffer.put(device, "nonfinite", columns, nonfinite)
+        for device, (samples, columns) in self._samples.items():
+            nonfinite = statistics.nonfinite_shares(samples)
+            self._buffer.put(device, "nonfinite", columns, nonfinite)
 
     def truncated_notes(self) -> list[str]:
         """One line for each module that ran more often than is recorded."""
@@ -343,7 +343,7 @@ class ForwardReader:
         column, gradient = columns
         self._summarise(tensor, column)
         if tensor.dim() > 1 and _is_activation(module):
-            self._units(tensor, column, key)
+            self._units(module, tensor, column, key)
         bounds = _BOUNDS.get(type(module))
         if bounds is not None:
             low, high = bounds
@@ -363,44 +363,51 @@ class ForwardReader:
             pair.append(self._buffer.column(recorded, tensor.device))
         return pair[0], pair[1]
 
-    def _summarise(self, tensor: Tensor, column: int) -> None:
-        vector = statistics.elements(tensor)
-        device = vector.device
-        cells = self._buffer.cells(device, column)
-        self.numel[column] = vector.numel()
-        if not vector.numel():
-            return
-        _write_norm(cells, vector)
-        _write_extremes(cells, vector)
-        # The sign alone is kept: a sample that lasts to the end of the step must be a copy anyway.
-        taken = statistics.sample(vector)
-        signs, columns = self._signs.setdefault(device, ([], []))
-        signs.append(taken.sign())
-        columns.append(column)
-        if device.type == "cuda":
-            self._samples.setdefault(device, []).append(taken.clone())
-        else:
-            norm = cells[_NORM].item()
-            cells[_NONFINITE].fill_(
-                0.0 if norm - norm == 0.0 else statistics.nonfinite_share(vector)
-            )
-
-    def _units(self, tensor: Tensor, column: int, key: tuple[str, int, int]) -> None:
+    def _units(
+        self, module: nn.Module, tensor: Tensor, column: int, key: tuple[str, int, int]
+    ) -> None:
         """Share of units that have been zero for every example since recording began."""
         channel = tensor.dim() - 1 if tensor.dim() == 3 else 1  # (batch, time, features)
         others = [d for d in range(tensor.dim()) if d != channel]
-        detached = tensor.detach()
-        active = (detached.amax(others) != 0) | (detached.amin(others) != 0)
+        active = tensor.detach().amax(others) != 0
+        if not isinstance(module, nn.ReLU):  # whose outputs are never negative
+            active |= tensor.detach().amin(others) != 0
         ever = self._ever_active.get(key)
         if ever is not None and ever.shape == active.shape:
-            active = active | ever
+            active |= ever
         self._ever_active[key] = active
         self._buffer.cell(tensor.device, column, "dead").copy_(1 - active.float().mean())
 
+    def _summarise(self, tensor: Tensor, column: int) -> None:
+        vector = statistics.elements(tensor)
+        cells = self._buffer.cells(vector.device, column)
+        self.numel[column] = vector.numel()
+        if not vector.numel():
+            return
+        _write_summary(cells, vector)
+        # A sample that lasts to the end of the step must be a copy; its signs are all that counts.
+        self._signs.setdefault(vector.device, ([], []))[0].append(statistics.sample(vector).sign())
+        self._signs[vector.device][1].append(column)
+        self._count_nonfinite(cells, vector, column)
+
     def _gradient(self, column: int, grad: Tensor) -> None:
-        if grad is not None:
-            self._summarise(grad, column)
-            self.gradients.add(column)
+        vector = statistics.elements(grad)
+        cells = self._buffer.cells(vector.device, column)
+        self.numel[column] = vector.numel()
+        self.gradients.add(column)
+        if vector.numel():
+            _write_norm(cells, vector)
+            self._count_nonfinite(cells, vector, column)
+
+    def _count_nonfinite(self, cells: tuple[Tensor, ...], vector: Tensor, column: int) -> None:
+        if vector.device.type == "cuda":  # to ask whether any is would make the host wait
+            samples, columns = self._samples.setdefault(vector.device, ([], []))
+            samples.append(statistics.sample(vector).clone())
+            columns.append(column)
+        elif math.isfinite(cells[_NORM].item()):
+            cells[_NONFINITE].zero_()
+        else:
+            cells[_NONFINITE].fill_(statistics.nonfinite_share(vector))
 
     def _saw_again(self, name: str, output: Any) -> None:
         call = self._recounts.get(name, 0)
@@ -478,14 +485,25 @@ def _stepped_by(optimizer: Optimizer) -> set[int]:
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
-def _stored_share(grad: Tensor) -> float:
-    if not grad.is_sparse:
-        return 1.0
-    return grad.coalesce().values().numel() / max(grad.numel(), 1)
-
-
 def _unscaled(values: Tensor, scale: Tensor | None) -> Tensor:
     return values if scale is None else values / scale.to(values.device, non_blocking=True)
+
+
+def _write_summary(cells: tuple[Tensor, ...], vector: Tensor) -> None:
+    """Norm and extremes of one vector, piece by piece so that the second pass hits the cache."""
+    if vector.numel() <= _CACHED or vector.device.type == "cuda":
+        _write_norm(cells, vector)
+        _write_extremes(cells, vector)
+        return
+    pieces = torch.split(vector, _CACHED)
+    found = torch.empty((3, len(pieces)), device=vector.device)
+    for piece, row in zip(pieces, found.unbind(1), strict=True):
+        parts = row.unbind(0)
+        _write_norm(parts, piece)
+        _write_extremes(parts, piece)
+    torch.linalg.vector_norm(found[_NORM], out=cells[_NORM])
+    cells[_MINIMUM].copy_(found[_MINIMUM].amin())
+    cells[_MAXIMUM].copy_(found[_MAXIMUM].amax())
 
 
 def _write_norm(cells: tuple[Tensor, ...], vector: Tensor) -> None:
@@ -496,6 +514,8 @@ def _write_norm(cells: tuple[Tensor, ...], vector: Tensor) -> None:
 
 
 def _write_extremes(cells: tuple[Tensor, ...], vector: Tensor) -> None:
+    if not vector.numel():
+        return
     if vector.dtype == torch.float32:
         torch.aminmax(vector, out=(cells[_MINIMUM], cells[_MAXIMUM]))
     else:

@@ -240,7 +240,7 @@ class Scope:
         if not self._recording:
             return
         self._scaler.remember()
-        self._parameters.after_backward(self._scaler.scale(), whole=self._scaler.active)
+        self._parameters.after_backward(self._scaler.scale())
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if id(optimizer) in self._stepped:  # a new round, though some optimizer never stepped
@@ -358,7 +358,7 @@ _COMPILED = (
 
 def _compiled(model: nn.Module) -> str:
     for module in model.modules():
-        if module._compiled_call_impl is not None or hasattr(module, "_orig_mod"):
+        if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
             return _COMPILED
     return ""
 

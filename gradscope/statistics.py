@@ -112,6 +112,18 @@ def norms(vectors: list[Tensor]) -> Tensor:
     return torch.stack([n.float() for n in found])
 
 
+def largest(vectors: list[Tensor]) -> Tensor:
+    """Largest magnitudes of many vectors in one batched call.
+
+    Args:
+        vectors: as for `norms`.
+
+    Returns:
+        float32, shape (len(vectors),); NaN and Inf propagate.
+    """
+    return torch.stack([n.float() for n in torch._foreach_norm(vectors, torch.inf)])
+
+
 def rms(tensor: Tensor) -> Tensor:
     """Root mean square of one tensor: sqrt(mean(g^2)), accumulated in float32.
 
