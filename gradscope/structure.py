@@ -65,6 +65,8 @@ class Structure:
     """Weight -> the normalisation after it that cancels its scale."""
     shared: dict[str, str] = field(default_factory=dict)
     """Further name of a shared parameter -> the name under which it is recorded."""
+    aside: tuple[str, ...] = ()
+    """Modules that lead only to outputs of the network which the loss did not use."""
 
 
 @dataclass(slots=True)
@@ -123,6 +125,19 @@ def read_structure(root: nn.Module, calls: list[Call], sinks: list[Any]) -> Stru
         cancelled=cancelled,
         scale_invariant=invariant,
         shared=shared_parameters(root),
+        aside=_aside(calls, graph),
+    )
+
+
+def _aside(calls: list[Call], graph: _Graph) -> tuple[str, ...]:
+    """Modules on the way to outputs that got no gradient, such as auxiliary heads."""
+    outputs = {c.node for c in calls if not c.module and c.node is not None}
+    beside: dict[Any, list[Any]] = {}
+    _topological([node for node in outputs if node not in graph.nodes], beside)
+    return tuple(
+        dict.fromkeys(
+            c.module for c in calls if c.module and c.node in beside and c.node not in graph.nodes
+        )
     )
 
 
@@ -143,6 +158,7 @@ class _Graph:
         producers: dict[Any, list[Any]] = {}
         consumers: dict[Any, list[Any]] = {}
         order = _topological(sinks, producers)
+        self.nodes = producers.keys()
         for node in order:
             for producer in producers[node]:
                 consumers.setdefault(producer, []).append(node)

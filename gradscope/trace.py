@@ -334,4 +334,5 @@ def _structure(raw: dict[str, Any]) -> Structure:
         cancelled=dict(raw["cancelled"]),
         scale_invariant=dict(raw["scale_invariant"]),
         shared=dict(raw["shared"]),
+        aside=tuple(raw.get("aside", ())),
     )

@@ -72,7 +72,7 @@ class Case:
     @cached_property
     def has_norm(self) -> bool:
         """Whether a normalisation ran."""
-        return any("norm" in name.lower() for name in self.types)
+        return any(is_norm(name) for name in self.types)
 
     @cached_property
     def weighted(self) -> set[str]:
@@ -91,11 +91,11 @@ class Case:
         weighted = [name for name in self.blocks[block].modules if name in self.weighted]
         return any(not self.modules[name].is_cut for name in weighted if name in self.modules)
 
-    def normalised_layers(self, block: str) -> int:
-        """How many weights of a block have their scale removed by a normalisation after them."""
-        inside = set(self.blocks[block].modules) if block in self.blocks else set()
-        weights = (name.rpartition(".")[0] for name in self.structure.scale_invariant)
-        return sum(module in inside for module in weights)
+    def norms_in(self, block: str, *, on_trunk: bool) -> int:
+        """How many normalisations ran in a block; if asked, only those nothing leads around."""
+        inside = self.blocks[block].modules if block in self.blocks else ()
+        infos = [self.modules[name] for name in inside if name in self.modules]
+        return sum(is_norm(i.type) and (i.is_cut or not on_trunk) for i in infos)
 
     def pooling(self, before: str, after: str) -> float:
         """Decades that averaging over the elements lost between two blocks takes from both ways."""
@@ -141,3 +141,8 @@ def listed(names: list[str], limit: int = 4) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def is_norm(type_name: str) -> bool:
+    """Whether a class name is that of a normalisation, torch's own or a user's."""
+    return "norm" in type_name.lower()

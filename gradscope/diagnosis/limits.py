@@ -19,15 +19,15 @@ EXPLODING = 1.5
 between the e^3 that bounds the trainable depth (six depth scales, Schoenholz et al. 1611.01232) and
 AUTOTRAINER's 70 for exploding gradients."""
 
-EXPLODING_RESIDUAL = 4.0
-"""Decades of growth that matter where most blocks have a normalised branch beside a skip. There
-the factor of block k of a stage is sqrt(1 + 1/k) (De & Smith 2002.10444): it adds up to a power of
-the depth, not to an exponential, and published networks that train well have it. A power of
-100 blocks with two normalisations each is 100^2."""
+EXPLODING_NORMALISED = 6.0
+"""Decades of growth that matter where most blocks hold a normalisation. Beside a skip, the factor
+of block k of a stage is sqrt(1 + 1/k) (De & Smith 2002.10444): it adds up to a power of the depth,
+not to an exponential, and published networks that train well have it; with two normalisations per
+block, a thousand blocks make 1000^2. Without skips, `NORM_FACTOR` tells what depth makes."""
 
 NORM_FACTOR = 0.5 * math.log10(math.pi / (math.pi - 1))
 """Decades per layer that ReLU and batch norm without a skip add towards the input, whatever the
-initialisation: 0.083 (Yang et al. 1902.08129)."""
+initialisation: 0.083 (Yang et al. 1902.08129). `EXPLODING` is reached with 19 layers in a row."""
 
 MILD = 1.0
 """Decades from which a certain trend is mentioned although it does not matter yet."""
@@ -39,10 +39,9 @@ blocks (a pooling, a head) cannot make a trend."""
 ODD_BLOCK = 1.5
 """Decades by which a single block must stand out, forward and backward alike, to be mis-scaled."""
 
-ODD_LAYER = 3.5
-"""Decades by which gradient/weight of one layer must stand out from both neighbours. Scaling a
-weight by s moves the ratio by s^2, so that this is a mis-scaling by more than 50; roles (depthwise,
-embedding, head) differ by less than two decades."""
+ODD_LAYER = 3.0
+"""Decades by which gradient/weight of one layer must stand out from the layers of its type around
+it. Scaling a weight by s moves the ratio by s^2, so that this is a mis-scaling by about 30."""
 
 ODD_SPREAD = 6.0
 """Robust standard deviations (1.4826 MAD) by which an odd block must stand out as well."""

@@ -13,10 +13,15 @@ def disconnected(case: Case) -> Iterator[Finding]:
     """Parameters whose module ran but that never got a gradient, and those that never ran."""
     parents = {name.rpartition(".")[0] for name in case.modules if name}
     frozen, unused = set(case.structure.frozen), list(case.structure.unused)
+    aside = set(case.structure.aside)
     cut: list[str] = []
+    ignored: list[str] = []
     for i, tensor in case.columns("weight"):
         known = tensor.name in frozen or tensor.name in case.structure.unused
         if known or len(case.values("norm", i)):
+            continue
+        if tensor.module in aside:
+            ignored.append(tensor.name)
             continue
         ran = tensor.module in case.modules and case.modules[tensor.module].order >= 0
         # That a leaf ran means that its parameters took part; a container may just hold a leftover.
@@ -31,6 +36,15 @@ def disconnected(case: Case) -> Iterator[Finding]:
             {"parameters": Evidence(len(cut), "without a gradient")},
             advice.disconnected(),
             Verdict.DISCONNECTED,
+        )
+    if ignored:
+        yield Finding(
+            "unused-output",
+            Severity.WARNING,
+            listed(ignored),
+            "These parameters lead only to outputs of the network that the loss does not use.",
+            {"parameters": Evidence(len(ignored), "without a gradient")},
+            "Add these outputs to the loss, or switch their heads off.",
         )
     if unused:
         yield Finding(

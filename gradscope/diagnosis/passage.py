@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -108,12 +109,10 @@ def _known_steps(log10_rms: Sequence[float]) -> list[float]:
 
 
 def _growth_limit(case: Case, stretch: Stretch) -> float:
-    """How much growth matters: less where it is exponential in depth."""
+    """How much growth matters: less where nothing bounds it."""
     names = case.flow.blocks[stretch.start : stretch.stop + 1]
-    bypassed = sum(case.is_bypassed(name) for name in names)
-    if case.has_norm and 2 * bypassed >= len(names):
-        return limits.EXPLODING_RESIDUAL
-    return limits.EXPLODING
+    normalised = sum(case.norms_in(name, on_trunk=False) > 0 for name in names)
+    return limits.EXPLODING_NORMALISED if 2 * normalised >= len(names) else limits.EXPLODING
 
 
 def _norm_chain(case: Case, stretch: Stretch) -> bool:
@@ -125,7 +124,7 @@ def _norm_chain(case: Case, stretch: Stretch) -> bool:
     names = case.flow.blocks[stretch.start : stretch.stop + 1]
     longest_run = run = 0
     for name in names:
-        run = 0 if case.is_bypassed(name) else run + case.normalised_layers(name)
+        run = 0 if case.is_bypassed(name) else run + case.norms_in(name, on_trunk=True)
         longest_run = max(longest_run, run)
     expected = longest_run * limits.NORM_FACTOR
     return expected >= limits.EXPLODING and stretch.is_certain and stretch.decades >= expected / 2
@@ -289,34 +288,44 @@ def _odd_blocks(case: Case) -> Iterator[Finding]:
 
 
 def _odd_layers(case: Case) -> Iterator[Finding]:
-    """One layer whose gradient/weight is out of line with both neighbours."""
+    """One layer whose gradient/weight is out of line with the layers of its type around it."""
     profile = case.weights
-    known = [
-        (name, g - w)
-        for name, g, w in zip(profile.layers, profile.log10_grad, profile.log10_weight, strict=True)
-        if math.isfinite(g - w)
-    ]
-    if len(known) < 4:
+    groups: dict[tuple[str, bool], list[tuple[str, float]]] = defaultdict(list)
+    rows = zip(profile.layers, profile.log10_grad, profile.log10_weight, strict=True)
+    for name, grad, weight in list(rows)[:-1]:  # heads are often scaled on purpose
+        info = case.modules.get(name)
+        if math.isfinite(grad - weight):
+            role = (info.type, info.is_cut) if info else ("", False)
+            groups[role].append((name, grad - weight))
+    odd = [item for group in groups.values() for item in _outliers(group)]
+    if len(odd) > max(1, len(profile.layers) // 20):
+        return  # so many are no accident: that is how the network is built
+    for name, by in odd:
+        yield Finding(
+            "odd-layer",
+            Severity.ERROR,
+            name,
+            "The gradient of this layer is out of line with its weights when compared with its "
+            "neighbours: its weights are far too "
+            + ("large, so that it hardly learns." if by < 0 else "small for its gradient."),
+            {"gradient/weight": Evidence(by, "decades over its neighbours")},
+            advice.odd(name, -by / 2),
+            Verdict.VANISHING if by < 0 else Verdict.EXPLODING,
+        )
+
+
+def _outliers(group: Sequence[tuple[str, float]]) -> Iterator[tuple[str, float]]:
+    """Members that stand out from all four around them, and from the scatter of their group."""
+    if len(group) < 4:
         return
-    for i, (name, ratio) in enumerate(known[:-1]):  # heads are often scaled on purpose
-        others = [known[j][1] for j in (i - 2, i - 1, i + 1, i + 2) if 0 <= j < len(known)]
-        away = [ratio - other for other in others]
-        if all(a > limits.ODD_LAYER for a in away) or all(a < -limits.ODD_LAYER for a in away):
-            by = min(away, key=abs)
-            yield Finding(
-                "odd-layer",
-                Severity.ERROR,
-                name,
-                "The gradient of this layer is out of line with its weights when compared with "
-                "its neighbours: its weights are far too "
-                + ("large, so that it hardly learns." if by < 0 else "small for its gradient."),
-                {
-                    "gradient/weight": Evidence(ratio, "log10"),
-                    "excess": Evidence(by, "decades over its neighbours"),
-                },
-                advice.odd(name, -by / 2),
-                Verdict.VANISHING if by < 0 else Verdict.EXPLODING,
-            )
+    steps = [abs(b[1] - a[1]) for a, b in itertools.pairwise(group)]
+    usual = limits.ODD_SPREAD * statistics.median(steps)
+    for i, (name, value) in enumerate(group):
+        around = [group[j][1] for j in (i - 2, i - 1, i + 1, i + 2) if 0 <= j < len(group)]
+        away = [value - other for other in around]
+        by = min(away, key=abs)
+        if abs(by) > max(limits.ODD_LAYER, usual) and len({a > 0 for a in away}) == 1:
+            yield name, by
 
 
 def _excess(steps: Sequence[float]) -> list[float]:

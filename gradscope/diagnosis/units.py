@@ -47,7 +47,8 @@ def saturation(case: Case) -> Iterator[Finding]:
     """Layers of which most outputs lie at a bound of their activation."""
     hit = []
     for i, tensor in case.columns("activation"):
-        share = case.values("saturated_fraction", i)
+        # A zero at the lower bound of ReLU6 is no saturation but a unit that is off.
+        share = case.values("saturated_fraction", i) - case.values("zero_fraction", i)
         share = share[~share.isnan()]
         if len(share) and share.mean().item() >= limits.SATURATED_SHARE:
             hit.append((tensor.name, share.mean().item()))
