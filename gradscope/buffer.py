@@ -275,35 +275,37 @@ def _nonfinite(row: _Row) -> bool:
     return bool((seen[RAW.index("nonfinite")] > 0).any() or seen[RAW.index("norm")].isinf().any())
 
 
-def finish(rows: list[_Row], n_columns: int) -> tuple[Tensor, Tensor]:
+def finish(rows: list[_Row], columns: list[RecordedTensor]) -> tuple[Tensor, Tensor]:
     """Turn raw rows into the statistics of the table.
 
     Args:
         rows: from `StatisticsBuffer.rows`.
-        n_columns: number of recorded tensors.
+        columns: the recorded tensors.
 
     Returns:
         Values, float32 of shape (rows, tensors, len(STATISTICS)), and presence, bool of shape
         (rows, tensors).
     """
-    raw = torch.full((len(rows), len(RAW), n_columns + 1), torch.nan)
-    numel = torch.ones((len(rows), n_columns + 1))
-    scale = torch.ones((len(rows), n_columns + 1))
-    present = torch.zeros((len(rows), n_columns + 1), dtype=torch.bool)
+    width = len(columns) + 1
+    raw = torch.full((len(rows), len(RAW), width), torch.nan)
+    numel = torch.ones((len(rows), width))
+    scale = torch.ones((len(rows), width))
+    present = torch.zeros((len(rows), width), dtype=torch.bool)
     for i, row in enumerate(rows):
         assert row.raw is not None
-        width = min(row.raw.shape[1], n_columns + 1)
-        raw[i, :, :width] = row.raw[:, :width]
-        columns = list(row.numel)
-        present[i, columns] = True
-        numel[i, columns] = torch.tensor(list(row.numel.values()), dtype=torch.float32)
+        known = min(row.raw.shape[1], width)
+        raw[i, :, :known] = row.raw[:, :known]
+        seen = list(row.numel)
+        present[i, seen] = True
+        numel[i, seen] = torch.tensor(list(row.numel.values()), dtype=torch.float32)
         scale[i, list(row.scaled)] = row.step.loss_scale
     cell = {name: raw[:, i] for i, name in enumerate(RAW)}
     norm = cell["norm"] / scale
     abs_max = torch.maximum(cell["maximum"], -cell["minimum"]) / scale
-    # The extremes are exact and carry NaN and Inf; where the sample missed them, at least one is.
-    missed = ~abs_max.isfinite() & (cell["nonfinite"] == 0)
-    nonfinite = torch.where(missed, 1 / numel, cell["nonfinite"])
+    # Extremes carry NaN and Inf exactly; where the sample missed them, at least one element is.
+    measured = torch.tensor([False, *(c.kind != "activation_grad" for c in columns)])
+    broken = torch.where(measured, ~abs_max.isfinite(), norm.isnan())
+    nonfinite = torch.where(broken & (cell["nonfinite"] == 0), 1 / numel, cell["nonfinite"])
     columns_of = {
         "norm": norm,
         "rms": norm / numel.sqrt(),

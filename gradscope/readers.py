@@ -124,7 +124,7 @@ class ParameterReader:
             vectors = [statistics.elements(self._parameters[n]) for n in names]
             self._buffer.put(device, "weight_norm", columns, statistics.norms(vectors))
             for name, vector in zip(names, vectors, strict=True):
-                view = statistics.sample(vector)
+                view = statistics.sample(vector, statistics.UPDATE_LIMIT)
                 share = (vector.numel() / max(view.numel(), 1)) ** 0.5
                 self._before[name] = (view.clone(), view, share)
 

@@ -17,7 +17,10 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -131,7 +134,7 @@ class Scope:
         self._measured = False
         self._recording = False
         self._trace: Trace | None = None
-        self._hook: RemovableHandle | None = None
+        self._hooks: list[RemovableHandle] = []
         self._handles: list[RemovableHandle] = []
         for each in optimizers:
             self._handles.append(each.register_step_pre_hook(self._before_step))
@@ -207,13 +210,33 @@ class Scope:
             elif handle is not None:  # the scope was forgotten and is gone
                 handle.remove()
 
-        handle = self._hook = register_module_forward_hook(hook)
+        handle = register_module_forward_hook(hook)
+        self._hooks.append(handle)
+        if self._step == 0:
+            first_call = weakref.WeakMethod(self._first_call)
+
+            def before(module: nn.Module, args: Any) -> None:
+                del args
+                watching = first_call()
+                if watching is not None:
+                    watching(module)
+
+            self._hooks.append(register_module_forward_pre_hook(before))
+
+    def _first_call(self, module: nn.Module) -> None:
+        """Step aside before `torch.compile` traces the hooks of a model that it wraps."""
+        if getattr(module, "_orig_mod", None) is self._model:
+            self._detach_forward()
+            self._cannot_see(_COMPILED)
 
     def _disarm(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
+        self._detach_forward()
         self._recording = False
+
+    def _detach_forward(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
 
     def _cannot_see(self, blind_spot: str) -> None:
         self._activations = False
@@ -225,16 +248,7 @@ class Scope:
             self._end_step(skipped=True)  # a GradScaler went on without calling optimizer.step()
         if not self._recording:
             return
-        if getattr(module, "_orig_mod", None) is self._model:
-            self._disarm_forward(_COMPILED)
-            return
         self._forward.saw(module, args, output)
-
-    def _disarm_forward(self, blind_spot: str) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-        self._cannot_see(blind_spot)
 
     def _after_backward(self) -> None:
         if not self._recording:
@@ -278,7 +292,7 @@ class Scope:
     def _build_trace(self) -> Trace:
         rows = self._buffer.rows()
         columns = self._buffer.columns
-        values, present = finish(rows, len(columns))
+        values, present = finish(rows, columns)
         structure = _complete(self._forward.structure, self._model, self._parameters.ever)
         return Trace(
             tensors=_ordered(columns, structure),

@@ -1,9 +1,8 @@
 """What is measured per tensor: names, units, formulas, and the kernels that compute them.
 
-Norms and extremes are exact. Shares (of zeros, of non-finite and of saturated elements) and the
-size of an update come from a strided sample of at most `SAMPLE_LIMIT` elements: counting over all
-elements costs more than everything else together, and the sample's standard error is below one
-percentage point. Tensors up to that size are counted whole.
+Norms and extremes are exact. Shares (of zeros and of saturated elements) come from a strided sample
+of at most `SAMPLE_LIMIT` elements, the size of an update from one of `UPDATE_LIMIT`: counting over
+all elements costs more than everything else together. Smaller tensors are counted whole.
 """
 
 from __future__ import annotations
@@ -38,6 +37,10 @@ SAMPLE_LIMIT = 4096
 """Most elements of one tensor that are counted; the standard error of a share p is
 sqrt(p (1 - p) / 4096), at most 0.8 percentage points."""
 
+UPDATE_LIMIT = 16384
+"""Most elements of one parameter whose change is measured: 64 KiB a parameter. Updates differ more
+from element to element than signs do."""
+
 HISTOGRAM_RANGE = (-40, 24)
 """log2|g| covered by the histogram, one bin per power of two; outliers land in the end bins."""
 
@@ -71,7 +74,7 @@ def elements(tensor: Tensor) -> Tensor:
 
 
 @functools.cache
-def stride_for(numel: int, limit: int = SAMPLE_LIMIT) -> int:
+def stride_for(numel: int, limit: int) -> int:
     """Stride that takes at most `limit` of `numel` elements: a prime, in step with no axis."""
     if numel <= limit:
         return 1
@@ -81,17 +84,18 @@ def stride_for(numel: int, limit: int = SAMPLE_LIMIT) -> int:
     return stride
 
 
-def sample(tensor: Tensor) -> Tensor:
-    """At most `SAMPLE_LIMIT` evenly spaced elements: a view where memory is dense, else a copy.
+def sample(tensor: Tensor, limit: int = SAMPLE_LIMIT) -> Tensor:
+    """At most `limit` evenly spaced elements: a view where memory is dense, else a copy.
 
     Args:
         tensor: as for `elements`.
+        limit: `SAMPLE_LIMIT` for shares, `UPDATE_LIMIT` for updates.
 
     Returns:
         1-d real tensor on the same device.
     """
     vector = elements(tensor)
-    stride = stride_for(vector.numel())
+    stride = stride_for(vector.numel(), limit)
     return vector[::stride] if stride > 1 else vector
 
 
@@ -174,7 +178,7 @@ def nonfinite_shares(samples: list[Tensor]) -> Tensor:
 def nonfinite_share(tensor: Tensor) -> float:
     """Share of NaN and Inf among all elements; reads the answer on the host."""
     vector = elements(tensor)
-    return 1.0 - float(vector.isfinite().float().mean())
+    return int(vector.isfinite().logical_not_().sum()) / vector.numel()
 
 
 @functools.lru_cache(maxsize=64)

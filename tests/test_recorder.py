@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import io
+import itertools
 import math
 import pickle
 import weakref
@@ -23,7 +24,7 @@ from gradscope.recorder import GradscopeWarning
 def mlp(*widths: int) -> nn.Sequential:
     """A chain of linear layers with ReLU between them."""
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+    for fan_in, fan_out in itertools.pairwise(widths):
         layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -80,7 +81,7 @@ def test_parameter_statistics_are_those_of_autograd():
         assert row.nonfinite_fraction == 0
         update = (parameter.detach() - before[name]).norm() / before[name].norm()
         whole = parameter.numel() <= 4096
-        assert row.update_ratio == pytest.approx(float(update), rel=1e-3 if whole else 0.06)
+        assert row.update_ratio == pytest.approx(float(update), rel=1e-3)
         zeros = float((grad == 0).double().mean())
         assert row.zero_fraction == pytest.approx(zeros, abs=1e-6 if whole else 0.03)
 
@@ -100,10 +101,10 @@ def test_output_statistics_are_those_of_autograd():
     values.square().sum().backward()
     for i, tensor in enumerate(hidden):
         assert recorded(scope, "activation", str(i)) == [
-            pytest.approx(float(tensor.norm()), rel=1e-5)
+            pytest.approx(float(tensor.detach().norm()), rel=1e-5)
         ]
         assert recorded(scope, "activation", str(i), "abs_max") == [
-            pytest.approx(float(tensor.abs().max()), rel=1e-6)
+            pytest.approx(float(tensor.detach().abs().max()), rel=1e-6)
         ]
         assert recorded(scope, "activation_grad", str(i)) == [
             pytest.approx(float(tensor.grad.norm()), rel=1e-5)
@@ -134,6 +135,20 @@ def test_recording_never_changes_the_numbers(optimizer):
     plain, watched = train(watched=False), train(watched=True)
     assert all(torch.equal(a, b) for a, b in zip(plain[0], watched[0], strict=True))
     assert all(torch.equal(plain[1][k], watched[1][k]) for k in plain[1])
+
+
+def test_update_of_a_large_parameter_is_estimated_from_a_sample():
+    """A million weights moved by SGD: the sampled update ratio is within three standard errors."""
+    model = nn.Linear(1000, 1000)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = model.weight.detach().clone()
+    with gradscope.watch(model, optimizer, every=1) as scope:
+        step(model, optimizer, torch.randn(64, 1000))
+    update = (model.weight.detach() - before).norm() / before.norm()
+    error = 3 / (2 * 16384) ** 0.5  # of the norm of a normal sample
+    assert recorded(scope, "weight", "weight", "update_ratio") == [
+        pytest.approx(float(update), rel=error)
+    ]
 
 
 def test_relu_zero_fraction_and_dead_units():
@@ -239,7 +254,7 @@ def test_a_module_that_returns_nothing():
 
 
 def test_in_place_relu_sees_the_gradient_before_and_after():
-    """In-place ReLU: the tensor before it has the masked gradient, the tensor after it the whole."""
+    """In-place ReLU: before it the gradient is masked, after it whole."""
     linear = nn.Linear(4, 4)
     model = nn.Sequential(linear, nn.ReLU(inplace=True))
     inputs = torch.randn(3, 4)
@@ -465,7 +480,9 @@ def test_validation_between_steps_is_not_recorded():
         with torch.no_grad():
             model(100 * batch)
         step(model, optimizer, batch)
-    assert recorded(scope, "activation", "0") == [pytest.approx(float(model[0](batch).norm()))]
+    assert recorded(scope, "activation", "0") == [
+        pytest.approx(float(model[0](batch).detach().norm()))
+    ]
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -602,7 +619,7 @@ def test_a_long_run_is_thinned():
     steps = [s.step for s in scope.trace().steps]
     assert len(steps) <= 64
     assert steps[:16] == list(range(16))
-    gaps = {b - a for a, b in zip(steps[20:], steps[21:], strict=False)}
+    gaps = {b - a for a, b in itertools.pairwise(steps[20:])}
     assert len(gaps) == 1
     assert steps[-1] > 3000 - 2 * gaps.pop()
     assert size < 64 * 10 * 64 * 2  # ring rows x statistics x columns
@@ -628,7 +645,7 @@ def test_histograms_count_powers_of_two():
 
 
 def test_nothing_is_left_after_close():
-    """After close: no hook, no attribute, the same state_dict; pickle and deepcopy work throughout."""
+    """After close: no hook, no attribute, the same state_dict; copies work throughout."""
     model = mlp(3, 4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     names = {n: sorted(vars(m)) for n, m in model.named_modules()}
@@ -695,6 +712,7 @@ def test_only_a_module_can_be_watched():
 def test_compiled_models_say_what_they_hide(late):
     """A compiled model gives its parameter gradients, one warning, and no silent hole."""
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     model = mlp(3, 4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     compiled = torch.compile(model, backend="eager")
