@@ -68,6 +68,34 @@ def diagnose(
     raise typer.Exit(0 if diagnosis.is_healthy else 1)
 
 
+@app.command(
+    epilog="Examples: gradscope report runs/hw5  |  gradscope report runs/a runs/b -o compare.html"
+    "  |  gradscope report run.parquet"
+)
+def report(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folder of a run grid, several to compare, or one recorded trace (Parquet).",
+            metavar="RUNS_DIR...",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="The HTML file; reports/NAME.html if left out.", metavar="FILE"
+        ),
+    ] = None,
+) -> None:
+    """Draw one offline HTML file from what was run; its tables go into a folder beside it."""
+    from gradscope.report import load, write_report
+
+    source = load(sources)
+    name = "-and-".join(path.resolve().stem for path in sources)
+    typer.echo(write_report(source, output or Path("reports") / f"{name}.html"))
+
+
 def main() -> None:
     """Run the command line; bad input ends in one line on stderr and exit code 2."""
     try:

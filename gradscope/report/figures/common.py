@@ -1,0 +1,64 @@
+"""What all figures share: what they are drawn from, and how names are written on them."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradscope.report.effects import Effect
+from gradscope.report.reading import Reading
+from gradscope.report.scheme import Scheme
+from gradscope.report.tables import Tables, Variant
+
+SEQUENTIAL = "Viridis"
+SHARES = "Blues"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the figures are drawn from."""
+
+    tables: Tables
+    scheme: Scheme
+    effects: tuple[Effect, ...] = field(default=())
+
+    def readings(self, variant: Variant) -> list[Reading]:
+        """The cells of one variant, one per seed."""
+        return [self.tables.readings[i] for i in variant.cells]
+
+
+def plain(name: str) -> str:
+    """A name from outside as plotly shows it: plotly reads some HTML in every text."""
+    return html.escape(name, quote=False)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names without the dotted path that all of them share."""
+    if len(names) < 2:
+        return list(names)
+    paths = [name.split(".") for name in names]
+    shared = 0
+    while all(len(path) > shared + 1 and path[shared] == paths[0][shared] for path in paths):
+        shared += 1
+    return [".".join(path[shared:]) for path in paths]
+
+
+def clipped(name: str, length: int = 18) -> str:
+    """A name that fits on an axis; the end tells more than the beginning."""
+    return name if len(name) <= length else f"…{name[1 - length :]}"
+
+
+def row_labels(rows: Sequence[tuple[Variant, Any]]) -> dict[str, list[Any]]:
+    """For the page: which variant each row is, with its names for wide and narrow screens."""
+    return {
+        "rows": [v.index for v, _ in rows],
+        "labels": [plain(v.label) for v, _ in rows],
+        "short": [plain(v.short) for v, _ in rows],
+    }
+
+
+def cell_title(variant: Variant, reading: Reading, *, seeded: bool) -> str:
+    """The variant, with its seed where there are several."""
+    return f"{variant.label} · seed {reading.result.seed}" if seeded else variant.label

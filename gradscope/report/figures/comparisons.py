@@ -1,0 +1,140 @@
+"""Figures of the effects: main effects and two-way interactions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import plotly.graph_objects as go
+
+from gradscope.report import labels
+from gradscope.report.charts import PALETTE, Chart, Panel
+from gradscope.report.effects import METRICS, Effect
+from gradscope.report.figures.common import Study, clipped, plain
+
+
+def main_effects(study: Study) -> Chart | None:
+    """Main effects of all factors, one panel per metric."""
+    return _effect_chart(
+        study,
+        [e for e in study.effects if e.is_main],
+        "effects",
+        "Main effects",
+        "Each mark compares one level of a factor with its first level in the grid: the mean "
+        "difference over all pairs of variants that differ in nothing else.",
+    )
+
+
+def interactions(study: Study) -> Chart | None:
+    """Largest two-way interactions, one panel per metric."""
+    chosen: list[Effect] = []
+    for metric in METRICS:
+        of_metric = [e for e in study.effects if not e.is_main and e.metric == metric.key]
+        of_metric.sort(key=lambda e: -abs(e.estimate))
+        chosen += of_metric[:10]
+    return _effect_chart(
+        study,
+        chosen,
+        "interactions",
+        "Two-way interactions",
+        "By how much the effect of one factor changes when a second one changes: zero where they "
+        "simply add up. The ten largest on each metric.",
+    )
+
+
+def _effect_chart(
+    study: Study, found: Sequence[Effect], key: str, title: str, caption: str
+) -> Chart | None:
+    panels = []
+    for metric in METRICS:
+        of_metric = [e for e in found if e.metric == metric.key]
+        if of_metric:
+            unit = f" ({metric.unit})" if metric.unit else ""
+            panels.append(_effect_panel(of_metric, f"{metric.title}{unit}"))
+    if not panels:
+        return None
+    seeds = study.tables.n_seeds
+    ends = (
+        "Bars are 95 % intervals over seeds; filled marks differ from zero after Holm's correction."
+        if seeds > 1
+        else "There is one seed, so there are no intervals: the thin line spans the smallest to "
+        "the largest difference among the pairs, which is not an uncertainty."
+    )
+    return Chart(
+        key, title, f"{caption} {ends}", tuple(panels), table="effects",
+        options={"effects": True},
+    )  # fmt: skip
+
+
+def effect_label(effect: Effect) -> str:
+    """``skip: no vs yes`` for a main effect; both levels for an interaction."""
+    if effect.is_main:
+        return f"{effect.factor}: {effect.level} vs {effect.reference}"
+    return f"{effect.factor} {effect.level} {labels.TIMES} {effect.by} {effect.by_level}"
+
+
+def _effect_panel(found: Sequence[Effect], title: str) -> Panel:
+    shown = list(reversed(found))
+    y = list(range(len(shown)))
+    measured = any(math.isfinite(e.low) for e in shown)
+    figure = go.Figure()
+    figure.add_vline(x=0, line={"width": 1, "color": "#888888"})
+    pick = partial(_ends, measured=measured)
+    ends = [pick(e) for e in shown]
+    figure.add_trace(
+        go.Scatter(
+            x=[e.estimate for e in shown],
+            y=y,
+            text=[plain(effect_label(e)) for e in shown],
+            customdata=[_effect_words(e) for e in shown],
+            mode="markers",
+            marker={
+                "size": 10,
+                "color": PALETTE[0],
+                "symbol": ["circle" if e.is_certain else "circle-open" for e in shown],
+                "line": {"width": 2},
+            },
+            error_x={
+                "type": "data",
+                "symmetric": False,
+                "array": [high - e.estimate for e, (_, high) in zip(shown, ends, strict=True)],
+                "arrayminus": [e.estimate - low for e, (low, _) in zip(shown, ends, strict=True)],
+                "thickness": 2.5 if measured else 0.8,
+                "width": 5 if measured else 0,
+                "color": PALETTE[0],
+            },
+            hovertemplate="%{text}<br>%{customdata}<extra></extra>",
+            meta={
+                "c": 0,
+                "effects": [
+                    [e.metric, e.factor, e.level, e.reference, e.by, e.by_level, e.by_reference]
+                    for e in shown
+                ],
+            },
+        )
+    )
+    figure.update_yaxes(
+        tickvals=y,
+        ticktext=[plain(clipped(effect_label(e), 34)) for e in shown],
+        range=[-0.6, len(shown) - 0.4],
+        automargin=True,
+    )
+    figure.update_xaxes(nticks=5)
+    figure.update_layout(margin={"l": 8, "r": 14, "t": 4, "b": 36}, showlegend=False)
+    return Panel(title, figure, f"{title}: {labels.count(len(shown), 'comparison')}")
+
+
+def _ends(effect: Effect, *, measured: bool) -> tuple[float, float]:
+    if not measured:
+        return effect.smallest, effect.largest
+    known = math.isfinite(effect.low)
+    return (effect.low, effect.high) if known else (effect.estimate, effect.estimate)
+
+
+def _effect_words(effect: Effect) -> str:
+    words = f"{labels.signed(effect.estimate)} over {labels.count(effect.n_pairs, 'comparison')}"
+    if math.isfinite(effect.low):
+        words += f"; 95 % interval {labels.signed(effect.low)} to {labels.signed(effect.high)}"
+        return f"{words}; p = {labels.number(effect.p_holm, 2)} (Holm)"
+    return f"{words}, from {labels.signed(effect.smallest)} to {labels.signed(effect.largest)}"
