@@ -67,8 +67,7 @@ def probe(
         raise ModelError(f"steps={steps}: a probe needs at least one")
     model = getattr(model, "_orig_mod", model)
     forecast = Forecast(model) if predict else None
-    with preserved(model), torch.compiler.set_stance("force_eager"):
-        torch.manual_seed(seed)
+    with preserved(model, seed), torch.compiler.set_stance("force_eager"):
         generator = torch.Generator().manual_seed(seed)
         with watch(model, every=1, max_steps=max(steps, 32)) as scope:
             for step in range(steps):

@@ -20,13 +20,17 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forwar
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
+def preserved(model: nn.Module, seed: int | None = None) -> Iterator[None]:
     """Give a module and the random generators back as they were, whatever ran inside.
 
     Restored: values of parameters and buffers (in place, so that views and optimizers stay valid),
     ``.grad`` (the very objects), ``requires_grad``, training mode, hooks, plain attributes of
     modules, the generators of Python, NumPy (if loaded), torch and each CUDA device. Inside, no
     parameter has a ``.grad`` and autograd is on.
+
+    Args:
+        model: what will be run.
+        seed: see `seeded`.
 
     Raises:
         ModelError: the model has lazy parameters that no forward pass has shaped yet.
@@ -41,11 +45,10 @@ def preserved(model: nn.Module) -> Iterator[None]:
     values = [t.detach().clone() for t in tensors]
     grads = [(p, p.grad, p.requires_grad) for p in model.parameters()]
     attributes = [(m, dict(m.__dict__), _registries(m)) for m in model.modules()]
-    generators = _generator_states()
     try:
         for parameter, _, _ in grads:
             parameter.grad = None
-        with torch.inference_mode(mode=False), torch.enable_grad():
+        with seeded(seed), torch.inference_mode(mode=False), torch.enable_grad():
             yield
     finally:
         for module, own, registries in attributes:
@@ -61,7 +64,33 @@ def preserved(model: nn.Module) -> Iterator[None]:
         for parameter, grad, requires_grad in grads:
             parameter.requires_grad_(requires_grad)
             parameter.grad = grad
-        _restore_generators(generators)
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Seed torch's generators for a while, and give all generators back as they were.
+
+    Args:
+        seed: for the CPU and, where CUDA is in use, each device; None: go on from where they are.
+    """
+    python, cpu = random.getstate(), torch.get_rng_state()
+    numpy = sys.modules.get("numpy")
+    numpy_state = numpy.random.get_state() if numpy else None
+    # Asking an unused CUDA for its state would start it up.
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]  # torch left it so
+    try:
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)
+            for generator in torch.cuda.default_generators if cuda is not None else ():
+                generator.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(python)
+        torch.set_rng_state(cpu)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
 
 
 def call_model(model: nn.Module, inputs: Any) -> Any:
@@ -141,21 +170,3 @@ def _failing_module(model: nn.Module, trace: TracebackType | None) -> str:
             where = f"in '{name}' ({type(module).__name__}) "
         trace = trace.tb_next
     return where
-
-
-def _generator_states() -> dict[str, Any]:
-    states: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    if "numpy" in sys.modules:
-        states["numpy"] = sys.modules["numpy"].random.get_state()
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
-    return states
-
-
-def _restore_generators(states: dict[str, Any]) -> None:
-    random.setstate(states["python"])
-    torch.set_rng_state(states["torch"])
-    if "numpy" in states:
-        sys.modules["numpy"].random.set_state(states["numpy"])
-    if "cuda" in states:
-        torch.cuda.set_rng_state_all(states["cuda"])

@@ -41,7 +41,9 @@ def predict(
     Returns:
         One prediction per block, in the same order and under the block's name. ``chi`` is
         norm(dL/d output of the block before) / norm(dL/d output of this block), so it stands
-        beside the measured factor between the two; the first block has none before it and NaN.
+        beside the measured factor that ends at this block: ``flow.chi[i]`` beside the prediction
+        for ``flow.blocks[i + 1]``. "Before" is the last block on the trunk (``is_cut``), as in
+        gradient_flow(). The first block has none before it: NaN.
 
     Raises:
         ModelError: the model does not run on the inputs.
@@ -129,15 +131,22 @@ class Forecast:
         """One prediction per block; see `predict`."""
         if blocks is None:
             keys = [key for key in self._log_square if key[0] in self._leaves]
-            named = [(name + (f"[{call}]" if call else ""), (name, call)) for name, call in keys]
-        else:
-            named = [(block.name, (block.output, block.call)) for block in blocks]
+            blocks = [
+                Block(name + (f"[{call}]" if call else ""), "", (name,), name, call, is_cut=True)
+                for name, call in keys
+            ]
+        # As gradient_flow() does: along the trunk, or where there is none, block by block.
+        trunk = 2 * sum(block.is_cut for block in blocks) >= len(blocks)
         found = []
-        before: tuple[str, int] | None = None
-        for name, key in named:
-            found.append(self._prediction(name, key, before))
+        before: dict[bool, tuple[str, int]] = {}
+        for block in blocks:
+            key = (block.output, block.call)
+            on_trunk = trunk and block.is_cut
+            found.append(self._prediction(block.name, key, before.get(on_trunk)))
             if self._log_square.get(key, -math.inf) > -math.inf:
-                before = key
+                before[False] = key
+                if on_trunk:
+                    before[True] = key
         return tuple(found)
 
     def _prediction(
