@@ -262,7 +262,7 @@ class ForwardReader:
     def saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Take what one call of one module gave; called by the forward hook."""
         name = self._names.get(id(module))
-        if name is None:
+        if name is None or torch.is_inference_mode_enabled():  # nothing of it can be trained on
             return
         if torch._C._current_graph_task_id() != -1:  # DDP asks the same way
             self._saw_again(name, output)  # activation checkpointing computes it a second time

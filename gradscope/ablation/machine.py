@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,28 @@ from typing import Any
 import torch
 
 from gradscope import __version__
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # from malloc.h
+
+
+@contextmanager
+def memory_kept() -> Iterator[None]:
+    """Let glibc keep freed memory for a while, so that each step finds its tensors' pages mapped.
+
+    Else the kernel takes the pages back at the end of a step and clears them again in the next,
+    which costs as much as the arithmetic of a small batch. The memory goes back at the end;
+    glibc's thresholds stay. Without glibc nothing happens.
+    """
+    libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+    if libc is not None:
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc accepts
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(_M_TOP_PAD, 64 << 20)
+    try:
+        yield
+    finally:
+        if libc is not None:
+            libc.malloc_trim(ctypes.c_size_t(0))
 
 
 def environment() -> dict[str, Any]:

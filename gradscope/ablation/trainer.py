@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from gradscope.ablation.grid import Cell, TrainConfig
-from gradscope.ablation.machine import denormals_flushed, environment
+from gradscope.ablation.machine import denormals_flushed, environment, memory_kept
 from gradscope.ablation.store import CellResult, Epoch, History
 from gradscope.data import ImageDataset, Splits
 from gradscope.errors import DataError, ModelError
@@ -66,7 +66,7 @@ def train_cell(
     """
     started = time.perf_counter()
     config = cell.config
-    with seeded(config.seed), denormals_flushed():
+    with seeded(config.seed), denormals_flushed(), memory_kept():
         model = build(config.model, len(splits.classes), config.seed)
         training = _Training(model, splits, config.train, config.seed, observe)
         record = config.record

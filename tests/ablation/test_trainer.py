@@ -368,3 +368,13 @@ def test_optimizers_are_fused_and_set_up(name):
     assert group["fused"]
     assert (group["lr"], group["weight_decay"], len(group["params"])) == (0.2, 0.1, 3)
     assert group["momentum"] == 0.4 if name == "sgd" else group["betas"] == (0.5, 0.6)
+
+
+def test_validation_is_not_recorded():
+    """Each step's rows are those of its training batch, also right after a validation pass."""
+    _, trace = train_cell(make_cell(epochs=3), make_splits())
+    for kind in ("activation", "activation_grad"):
+        tensors, norms = trace.series(kind, "norm")
+        assert {t.module for t in tensors} >= {"conv", "bn", "fc"}
+        assert torch.isfinite(norms).all()
+    assert {t.shape[0] for t in trace.tensors if t.kind == "activation"} == {6}  # not 10
