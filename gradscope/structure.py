@@ -226,10 +226,13 @@ def _after_norm(
             continue
         layer, norm = modules[call.normalised], modules[call.module]
         prefix = f"{call.normalised}." if call.normalised else ""
-        if isinstance(getattr(layer, "weight", None), nn.Parameter) and _has_channels(layer):
+        if not _has_channels(layer) or not normalises_input(norm):
+            continue
+        has_bias = isinstance(getattr(layer, "bias", None), nn.Parameter)
+        if has_bias and _subtracts_bias(norm):
+            cancelled[f"{prefix}bias"] = call.module
+        if not has_bias or f"{prefix}bias" in cancelled:
             invariant[f"{prefix}weight"] = call.module
-            if isinstance(getattr(layer, "bias", None), nn.Parameter) and _subtracts_bias(norm):
-                cancelled[f"{prefix}bias"] = call.module
     return cancelled, invariant
 
 
@@ -238,18 +241,18 @@ def is_normalisation(module: nn.Module) -> bool:
     return isinstance(module, (_BatchOrInstanceNorm, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm))
 
 
-def normalises_batch(module: nn.Module) -> bool:
-    """Whether a module normalises by the statistics of the batch at hand (not running ones)."""
+def normalises_input(module: nn.Module) -> bool:
+    """Whether a normalisation uses the statistics of the input at hand, not running ones."""
     if isinstance(module, _BatchOrInstanceNorm):
         return module.training or module.running_mean is None
-    return False
+    return is_normalisation(module)
 
 
 def _subtracts_bias(norm: nn.Module) -> bool:
     """A per-channel constant is removed only by a mean that is taken over one channel alone."""
     if isinstance(norm, nn.GroupNorm):
         return norm.num_groups == norm.num_channels
-    return normalises_batch(norm)
+    return isinstance(norm, _BatchOrInstanceNorm)
 
 
 def _has_channels(layer: nn.Module) -> bool:
