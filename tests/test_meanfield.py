@@ -214,7 +214,7 @@ def test_layer_norm_measured():
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.0])
 def test_residual_measured(scale):
-    """A block x + scale * f(x) with a variance-preserving f grows by sqrt(1 + scale^2) per block."""
+    """A block x + scale * f(x), f preserving variance, grows by sqrt(1 + scale^2)."""
     width, depth = 300, 10
 
     class Block(nn.Module):
