@@ -49,7 +49,7 @@ def train_cell(
 ) -> tuple[CellResult, Trace]:
     """Train the network of one cell from its seed, and record its gradients.
 
-    Equal cells give bit-identical losses and weights on one machine with one number of threads.
+    Equal cells give bit-identical losses and weights on one CPU with one number of threads.
     The caller's random streams and floating-point mode are left as they were.
 
     Args:
@@ -66,9 +66,10 @@ def train_cell(
     """
     started = time.perf_counter()
     config = cell.config
+    device = _best_device()
     with seeded(config.seed), denormals_flushed(), memory_kept():
         model = build(config.model, len(splits.classes), config.seed)
-        training = _Training(model, splits, config.train, config.seed, observe)
+        training = _Training(model.to(device), device, splits, config.train, config.seed, observe)
         record = config.record
         with watch(
             model, training.optimizer, every=record.every, activations=record.activations
@@ -87,9 +88,17 @@ def train_cell(
         n_parameters=sum(p.numel() for p in model.parameters()),
         images_per_s=training.images_per_s,
         duration_s=time.perf_counter() - started,
-        environment=environment() | {"device": training.device.type, "git": trace.metadata["git"]},
+        environment=environment() | {"device": device.type, "git": trace.metadata["git"]},
     )
     return result, trace
+
+
+def _best_device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Before `seeded`, which leaves alone what is not in use.
+    torch.cuda.init()  # type: ignore[no-untyped-call]  # torch lacks the annotation
+    return torch.device("cuda")
 
 
 class _Training:
@@ -98,6 +107,7 @@ class _Training:
     def __init__(
         self,
         model: nn.Module,
+        device: torch.device,
         splits: Splits,
         config: TrainConfig,
         seed: int,
@@ -105,15 +115,15 @@ class _Training:
     ) -> None:
         if not len(splits.train):
             raise DataError(f"{splits.source}: no training images; choose other classes or limits")
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = device
         self._format = torch.channels_last if config.channels_last else torch.contiguous_format
-        self._model = model.to(self.device).to(memory_format=self._format)
+        self._model = model.to(memory_format=self._format)
         self.optimizer = make_optimizer(model, config)
         self._splits = splits
         self._config = config
         self._order = torch.Generator().manual_seed(seed)
         per_epoch = len(_batches(torch.arange(len(splits.train)), config.batch_size))
-        self._losses = torch.full((config.epochs * per_epoch,), math.nan, device=self.device)
+        self._losses = torch.full((config.epochs * per_epoch,), math.nan, device=self._device)
         self._step = 0
         self._images = 0
         self._train_s = 0.0
@@ -161,7 +171,7 @@ class _Training:
         """One pass over the training images, or up to a bad loss; how many were judged right."""
         self._model.train()
         train_s, started = self._train_s, time.perf_counter()
-        hits = torch.zeros((), dtype=torch.long, device=self.device)
+        hits = torch.zeros((), dtype=torch.long, device=self._device)
         order = torch.randperm(len(self._splits.train), generator=self._order)
         for indices in _batches(order, self._config.batch_size):
             hits += self._train_step(indices)
@@ -192,8 +202,8 @@ class _Training:
         """Mean loss over the validation images, and their confusion matrix (true, predicted)."""
         self._model.eval()
         n = len(self._splits.classes)
-        loss = torch.zeros((), dtype=torch.double, device=self.device)
-        counts = torch.zeros(n * n, dtype=torch.long, device=self.device)
+        loss = torch.zeros((), dtype=torch.double, device=self._device)
+        counts = torch.zeros(n * n, dtype=torch.long, device=self._device)
         images = len(self._splits.val)
         for indices in torch.split(torch.arange(images), self._config.eval_batch_size):
             pixels, labels = self._load(self._splits.val, indices)
@@ -205,13 +215,13 @@ class _Training:
     def _load(self, dataset: ImageDataset, indices: Tensor) -> tuple[Tensor, Tensor]:
         """A batch on the device, its pixels scaled to [-1, 1]."""
         images, labels = dataset.batch(indices)
-        images = images.to(self.device)
+        images = images.to(self._device)
         images = images.to(torch.float32, memory_format=self._format).div_(127.5).sub_(1.0)
-        return images, labels.to(self.device)
+        return images, labels.to(self._device)
 
     def _logits(self, images: Tensor) -> Tensor:
         mixed = self._config.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=mixed):
             output = self._model(images)
         return logits_of(output, (len(images), len(self._splits.classes))).float()
 
