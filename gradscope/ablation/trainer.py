@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from gradscope.ablation.grid import Cell, TrainConfig
+from gradscope.ablation.grid import Cell, CellConfig, TrainConfig
 from gradscope.ablation.machine import denormals_flushed, environment, memory_kept
 from gradscope.ablation.store import CellResult, Epoch, History
 from gradscope.data import ImageDataset, Splits
@@ -69,7 +69,7 @@ def train_cell(
     device = _best_device()
     with seeded(config.seed), denormals_flushed(), memory_kept():
         model = build(config.model, len(splits.classes), config.seed)
-        training = _Training(model.to(device), device, splits, config.train, config.seed, observe)
+        training = _Training(model.to(device), device, splits, config, observe)
         record = config.record
         with watch(
             model, training.optimizer, every=record.every, activations=record.activations
@@ -109,19 +109,19 @@ class _Training:
         model: nn.Module,
         device: torch.device,
         splits: Splits,
-        config: TrainConfig,
-        seed: int,
+        cell: CellConfig,
         observe: Callable[[Progress], None] | None,
     ) -> None:
         if not len(splits.train):
             raise DataError(f"{splits.source}: no training images; choose other classes or limits")
+        config = cell.train
         self._device = device
         self._format = torch.channels_last if config.channels_last else torch.contiguous_format
         self._model = model.to(memory_format=self._format)
         self.optimizer = make_optimizer(model, config)
         self._splits = splits
         self._config = config
-        self._order = torch.Generator().manual_seed(seed)
+        self._order = torch.Generator().manual_seed(cell.seed)
         per_epoch = len(_batches(torch.arange(len(splits.train)), config.batch_size))
         self._losses = torch.full((config.epochs * per_epoch,), math.nan, device=self._device)
         self._step = 0
