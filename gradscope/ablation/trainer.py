@@ -165,6 +165,9 @@ class _Training:
                     duration_s=time.perf_counter() - started,
                 )
             )
+        last = self._epochs[-1]
+        if len(self._splits.val) and not math.isfinite(last.val_loss):  # by the very last steps
+            return f"validation loss became {last.val_loss} after epoch {last.epoch}"
         return ""
 
     def _train_epoch(self, epoch: int) -> int:

@@ -256,6 +256,15 @@ def test_divergence_is_a_result(epochs):
     assert len(result.history.epochs) == bad[0] // 4  # whole epochs before it are kept
 
 
+def test_divergence_in_the_last_step_is_seen_in_validation():
+    """Weights that overflow in the very last step give no training loss, but a validation loss."""
+    cell = make_cell(args={"scale": 1e30}, optimizer="sgd", lr=1e30)
+    result, _ = train_cell(cell, make_splits(train=6))
+    assert math.isfinite(result.history.step_loss[0])
+    assert result.status == "diverged"
+    assert "validation loss became" in result.error
+
+
 def test_clipping_bounds_the_gradient():
     """With clip_norm, the recorded gradients have that norm at most, and had more before."""
     _, trace = train_cell(make_cell(clip_norm=1e-3, epochs=1), make_splits())
