@@ -54,13 +54,11 @@ def read_operation(node: Any) -> Operation:
     Returns:
         The operation; with a reason where no rule fits.
     """
-    name = node.name().rpartition("::")[2]
-    kind = re.sub(r"Backward\d*$", "", name)
+    kind = _kind(node)
     rule = _RULES.get(kind)
     inputs = len(node.next_functions)
     if rule is None:
-        what = kind if name != kind and hasattr(node, "metadata") else name
-        return Operation((1.0,) * inputs, reason=f"no mean-field result for {what}")
+        return Operation((1.0,) * inputs, reason=f"no mean-field result for {kind}")
     operation = rule(node)
     if any(math.isnan(f) or f == math.inf for f in operation.factors):
         return Operation((1.0,) * inputs, reason=f"forward values of {kind} are not finite")
@@ -69,6 +67,10 @@ def read_operation(node: Any) -> Operation:
         return operation
     # Biases and other constants come last: no gradient flows on from them.
     return replace(operation, factors=(*operation.factors, *(0.0,) * missing))
+
+
+def _kind(node: Any) -> str:
+    return re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2])
 
 
 def output_shape(node: Any, index: int = 0) -> tuple[int, ...]:
@@ -115,7 +117,7 @@ def _add(node: Any) -> Operation:
 
 
 def _multiply(node: Any) -> Operation:
-    on, by = _carries(node)[0], _carries(node)[-1]
+    on, by = _carries(node)[0], _carries(node)[-1] and len(node.next_functions) > 1
     factors = (
         _square(_saved(node, "other")) if on else 0.0,
         _square(_saved(node, "self")) if by else 0.0,
@@ -126,7 +128,7 @@ def _multiply(node: Any) -> Operation:
 def _divide(node: Any) -> Operation:
     numerator, divisor = _saved(node, "self"), _saved(node, "other")
     own = _square(divisor.float().reciprocal() if isinstance(divisor, Tensor) else 1 / divisor)
-    by = _carries(node)[-1] and numerator is not None
+    by = _carries(node)[-1] and len(node.next_functions) > 1 and numerator is not None
     other = _square(numerator / divisor**2) if by else 0.0
     return Operation((own, other), "product", keeps_positions=True)
 
@@ -136,10 +138,13 @@ def _carries(node: Any) -> tuple[bool, ...]:
     return tuple(not _is_constant(source) for source, _ in node.next_functions)
 
 
-def _is_constant(source: Any, depth: int = 3) -> bool:
+def _is_constant(source: Any) -> bool:
+    """Whether a tensor is a parameter or a rearranged one."""
     if source is None or hasattr(source, "variable"):
         return True
-    return depth > 0 and all(_is_constant(s, depth - 1) for s, _ in source.next_functions)
+    return _RULES.get(_kind(source)) is _move and all(
+        _is_constant(before) for before, _ in source.next_functions
+    )
 
 
 def _elementwise(node: Any) -> Operation:

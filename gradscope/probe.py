@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def probe(
         raise ModelError(f"steps={steps}: a probe needs at least one")
     model = getattr(model, "_orig_mod", model)
     forecast = Forecast(model) if predict else None
-    with preserved(model, seed), torch.compiler.set_stance("force_eager"):
+    with preserved(model, seed), _eager(model):
         generator = torch.Generator().manual_seed(seed)
         with watch(model, every=1, max_steps=max(steps, 32)) as scope:
             for step in range(steps):
@@ -92,6 +93,19 @@ _FUNCTIONAL = "random linear functional of all outputs"
 _RANDOM_CLASSES = "cross entropy against random classes"
 _EVEN = (_FUNCTIONAL, _RANDOM_CLASSES)
 """Losses whose gradient is spread evenly over all outputs."""
+
+
+@contextmanager
+def _eager(model: nn.Module) -> Iterator[None]:
+    """Run compiled modules uncompiled, so that their outputs can be seen; inside `preserved`."""
+    for module in model.modules():
+        if module._compiled_call_impl is not None:  # noqa: SLF001 - compile() has no public undo
+            module._compiled_call_impl = None  # noqa: SLF001
+    if "torch._dynamo" in sys.modules:  # loading it takes seconds, and without it nothing compiles
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield
 
 
 def _loss(
