@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-from gradscope import __version__
-
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3  # from malloc.h
 
 
@@ -40,7 +38,7 @@ def memory_kept() -> Iterator[None]:
 def environment() -> dict[str, Any]:
     """Versions, processor and threads of this process, JSON types."""
     return {
-        "gradscope": __version__,
+        "gradscope": metadata.version("gradscope-torch"),
         "torch": torch.__version__,
         "torchvision": metadata.version("torchvision"),
         "python": platform.python_version(),
