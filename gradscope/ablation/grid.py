@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
+from gradscope.ablation.document import Document, KeyPath, merged, read, shown
 from gradscope.data import DataConfig
-from gradscope.models import ModelConfig
+from gradscope.errors import ConfigError, GradscopeError, nearest
+from gradscope.models import ModelConfig, check_args, valid_args
 
 
 class Config(BaseModel):
@@ -23,7 +31,7 @@ class TrainConfig(Config):
     epochs: PositiveInt = 1
     batch_size: PositiveInt = 32
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: float = Field(1e-3, gt=0)
+    lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
     betas: tuple[float, float] = (0.9, 0.99)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
@@ -50,6 +58,29 @@ class CellConfig(Config):
     seed: int = Field(0, ge=0)
 
 
+class GridConfig(Config):
+    """The keys of a grid file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    model: dict[str, Any]
+    data: dict[str, Any] = Field(default_factory=dict)
+    train: dict[str, Any] = Field(default_factory=dict)
+    record: dict[str, Any] = Field(default_factory=dict)
+    seeds: list[int] = Field([0], min_length=1)
+    matrix: dict[str, list[Any]] = Field(default_factory=dict)
+    exclude: list[dict[str, Any]] = Field(default_factory=list)
+    include: list[dict[str, Any]] = Field(default_factory=list)
+
+
+SECTIONS: dict[str, type[BaseModel]] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "train": TrainConfig,
+    "record": RecordConfig,
+}
+
+
 @dataclass(frozen=True)
 class Cell:
     """One point of the matrix with one seed."""
@@ -59,3 +90,318 @@ class Cell:
     factors: dict[str, Any]
     """Name of each factor of the matrix -> this cell's value, in the order of the grid."""
     config: CellConfig
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One factor of the matrix."""
+
+    key: str
+    """As it is written in the grid."""
+    name: str
+    """As it is shown: the last part of the path where that is unambiguous."""
+    path: tuple[str, ...]
+    """Which setting it varies: ``("train", "lr")``."""
+    values: tuple[Any, ...]
+    labels: tuple[Any, ...]
+    """What stands for each value in tables: scalars themselves, a label or name for sections."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A study: one base configuration and the factors that vary.
+
+    Example:
+        >>> grid = Grid.load("ablations/hw5.yaml")
+        >>> len(grid.cells())
+        32
+    """
+
+    name: str
+    axes: tuple[Axis, ...]
+    seeds: tuple[int, ...]
+    source: dict[str, Any]
+    """The grid as it was written, with what the command line replaced; JSON types."""
+    _cells: tuple[Cell, ...] = field(repr=False)
+
+    @property
+    def factors(self) -> dict[str, tuple[Any, ...]]:
+        """Name of each factor -> its values, in the order of the grid."""
+        found: dict[str, tuple[Any, ...]] = {}
+        for axis in self.axes:
+            extra = [c.factors[axis.name] for c in self._cells]
+            found[axis.name] = tuple(dict.fromkeys((*axis.labels, *extra)))
+        return found
+
+    def cells(self) -> tuple[Cell, ...]:
+        """Every point of the matrix with every seed, in the order of the grid."""
+        return self._cells
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] = ()) -> Grid:
+        """Read and check a grid, to the last argument of the last model.
+
+        Args:
+            path: the YAML file.
+            overrides: ``key.path=value`` of the command line.
+
+        Raises:
+            ConfigError: anything in it is wrong; the message names the line and the mend.
+        """
+        document = read(Path(path), overrides)
+        config = _validated(GridConfig, document.data, (), document)
+        model_name = config.model.get("name")
+        axes = _axes(config, str(model_name), document)
+        base = {s: getattr(config, s) for s in SECTIONS}
+        cells: dict[str, Cell] = {}
+        for seed in config.seeds:
+            for values, where in _points(config, axes, document):
+                cell = _cell(base, axes, values, seed, written=where, document=document)
+                cells.setdefault(cell.id, cell)
+        if not cells:
+            raise document.error(("exclude",), "every cell of the matrix is excluded")
+        source = json.loads(json.dumps(document.data, default=str))
+        return cls(config.name, axes, tuple(config.seeds), source, tuple(cells.values()))
+
+
+def _validated(
+    kind: type[BaseModel], data: Any, path: KeyPath, document: Document, written: KeyPath = ()
+) -> Any:
+    """Validate settings; the first error becomes one line that names the place and the mend.
+
+    Args:
+        kind: the pydantic model.
+        data: what was written.
+        path: where the settings belong, for the name of the key in the message.
+        document: knows the lines.
+        written: where the settings were written, if elsewhere: an axis of the matrix.
+    """
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        location = tuple(p for p in first["loc"] if isinstance(p, str | int))
+        key = ".".join(str(p) for p in (*path, *location))
+        place = written or (*path, *location)
+        if first["type"] == "extra_forbidden":
+            valid = nearest(str(location[-1]), _fields(kind, location[:-1]))
+            raise document.error(place, f"unknown key '{key}'; {valid}") from error
+        if first["type"] == "missing":
+            raise document.error(place, f"key '{key}' is missing; add it") from error
+        message = first["msg"].removeprefix("Value error, ")
+        given = f", got {shown(first['input'])!r}" if _scalar(first["input"]) else ""
+        raise document.error(place, f"{key}: {message[:1].lower()}{message[1:]}{given}") from error
+
+
+def _fields(kind: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    for name in path:
+        info = kind.model_fields.get(str(name))
+        inner = info.annotation if info else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        kind = inner
+    return list(kind.model_fields)
+
+
+def _scalar(value: Any) -> bool:
+    return value is None or isinstance(value, str | int | float | bool)
+
+
+def _axes(config: GridConfig, model_name: str, document: Document) -> tuple[Axis, ...]:
+    axes: list[Axis] = []
+    for key, values in config.matrix.items():
+        path = _resolve(key, config, model_name, document)
+        if not values:
+            raise document.error(("matrix", key), f"axis '{key}' has no values; give at least one")
+        labels = tuple(_label(value) for value in values)
+        if len(set(map(repr, labels))) < len(labels):
+            raise document.error(
+                ("matrix", key), f"axis '{key}' names a value twice; remove one, or label them"
+            )
+        axes.append(Axis(key, path[-1], path, tuple(values), labels))
+    names = [axis.name for axis in axes]
+    return tuple(
+        axis if names.count(axis.name) == 1 else Axis(**{**vars(axis), "name": ".".join(axis.path)})
+        for axis in axes
+    )
+
+
+def _label(value: Any) -> Any:
+    """What stands for a value in tables."""
+    if _scalar(value):
+        return value
+    if isinstance(value, dict) and _scalar(
+        value.get("label", value.get("name", value.get("source")))
+    ):
+        named = value.get("label", value.get("name", value.get("source")))
+        if named is not None:
+            return named
+    return json.dumps(value, default=str)
+
+
+def _resolve(key: str, config: GridConfig, model_name: str, document: Document) -> tuple[str, ...]:
+    """The setting that an axis varies: a dotted path, or the only setting of that last name."""
+    place = ("matrix", key)
+    known = _settings(config, model_name, document)
+    path = tuple(key.split("."))
+    if path in known or (path[0] in SECTIONS and _is_open(path)):
+        return path
+    if key in ("seed", "seeds"):
+        raise document.error(place, "seeds are no axis; list them under the key 'seeds'")
+    found = [p for p in known if p[-1] == key]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        choices = ", ".join(".".join(p) for p in found)
+        raise document.error(place, f"axis '{key}' is ambiguous; write one of: {choices}")
+    names = [".".join(p) for p in known] if "." in key else [p[-1] for p in known if len(p) > 1]
+    raise document.error(place, f"unknown axis '{key}'; {nearest(key, names)}")
+
+
+def _settings(config: GridConfig, model_name: str, document: Document) -> list[tuple[str, ...]]:
+    """Every setting that an axis may vary, the arguments of the grid's models included."""
+    paths: list[tuple[str, ...]] = [(section,) for section in SECTIONS]
+    for section, kind in SECTIONS.items():
+        paths += [(section, name) for name in kind.model_fields if name != "args"]
+    models = {model_name}
+    for axis, values in config.matrix.items():
+        if axis in ("model", "model.name"):
+            models |= {v.get("name", model_name) if isinstance(v, dict) else str(v) for v in values}
+    arguments: set[str] = set(config.model.get("args") or {})
+    for name in sorted(models):
+        try:
+            arguments |= valid_args(name)
+        except GradscopeError as error:
+            raise document.error(("model", "name"), str(error)) from error
+    paths += [("model", "args", name) for name in sorted(arguments)]
+    paths += [("data", "args", name) for name in sorted(config.data.get("args") or {})]
+    return paths
+
+
+def _is_open(path: tuple[str, ...]) -> bool:
+    """Paths below free-form settings, which only the factory itself can check."""
+    return len(path) > 2 and path[:2] in (("model", "args"), ("data", "args"), ("model", "init"))
+
+
+def _points(
+    config: GridConfig, axes: tuple[Axis, ...], document: Document
+) -> list[tuple[dict[str, int | Any], KeyPath]]:
+    """The value of each axis at every point that is not excluded, then the included ones."""
+    by_name = {n: axis for axis in axes for n in (axis.key, axis.name, ".".join(axis.path))}
+
+    def known(entry: dict[str, Any], place: KeyPath) -> dict[str, Any]:
+        for name in entry:
+            if name not in by_name:
+                valid = nearest(name, [a.key for a in axes])
+                raise document.error((*place, name), f"unknown axis '{name}'; {valid}")
+        return {by_name[name].name: value for name, value in entry.items()}
+
+    excluded = [known(e, ("exclude", i)) for i, e in enumerate(config.exclude)]
+    used = [False] * len(excluded)
+    points: list[tuple[dict[str, Any], KeyPath]] = []
+    for choice in itertools.product(*(range(len(a.values)) for a in axes)):
+        labels = {a.name: a.labels[i] for a, i in zip(axes, choice, strict=True)}
+        hits = [all(labels[n] == v for n, v in e.items()) for e in excluded]
+        used = [was or hit for was, hit in zip(used, hits, strict=True)]
+        if not any(hits):
+            points.append(({a.name: a.values[i] for a, i in zip(axes, choice, strict=True)}, ()))
+    for i, was_used in enumerate(used):
+        if not was_used:
+            raise document.error(
+                ("exclude", i), "this exclusion matches no cell; its values must be of the matrix"
+            )
+    for i, entry in enumerate(config.include):
+        points.append((known(entry, ("include", i)), ("include", i)))
+    return points
+
+
+def _cell(
+    base: dict[str, Any],
+    axes: tuple[Axis, ...],
+    values: dict[str, Any],
+    seed: int,
+    *,
+    written: KeyPath,
+    document: Document,
+) -> Cell:
+    settings: dict[str, Any] = {**base, "seed": seed}
+    origin: dict[tuple[str, ...], KeyPath] = {}
+    for axis in axes:
+        if axis.name in values:
+            value = values[axis.name]
+            if isinstance(value, dict):
+                value = {k: v for k, v in value.items() if k != "label"}
+            settings = merged(settings, axis.path, value)
+            origin[axis.path] = written or ("matrix", axis.key)
+    config = _config(settings, origin, document)
+    factors = {}
+    for axis in axes:
+        given = _label(values[axis.name]) if axis.name in values else _at(config, axis.path)
+        factors[axis.name] = given
+    return Cell(_identity(factors, config), factors, config)
+
+
+def _config(
+    settings: dict[str, Any], origin: dict[tuple[str, ...], KeyPath], document: Document
+) -> CellConfig:
+    sections = {}
+    for name, kind in SECTIONS.items():
+        wrong_here = next((o for path, o in origin.items() if path[0] == name), ())
+        try:
+            sections[name] = _validated(kind, settings[name], (name,), document)
+        except ConfigError:
+            # Written in the matrix? Then the line of the axis is the one to mend.
+            blame = _blamed(kind, name, settings, origin) or wrong_here
+            _validated(kind, settings[name], (name,), document, blame)
+            raise
+    model = sections["model"]
+    try:
+        check_args(model)
+    except GradscopeError as error:
+        in_matrix = next((o for path, o in origin.items() if path[0] == "model"), None)
+        place = in_matrix or ("model", "args")
+        raise document.error(place, str(error)) from error
+    seed = _validated(CellConfig, {**sections, "seed": settings["seed"]}, ("seeds",), document).seed
+    return CellConfig(**sections, seed=seed)
+
+
+def _blamed(
+    kind: type[BaseModel],
+    section: str,
+    settings: dict[str, Any],
+    origin: dict[tuple[str, ...], KeyPath],
+) -> KeyPath:
+    try:
+        kind.model_validate(settings[section])
+    except ValidationError as error:
+        location = (section, *map(str, error.errors()[0]["loc"]))
+        for path, place in origin.items():
+            if location[: len(path)] == path:
+                return place
+        return location
+    return ()
+
+
+def _at(config: CellConfig, path: tuple[str, ...]) -> Any:
+    value: Any = config.model_dump(mode="json")
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value if _scalar(value) else _label(value)
+
+
+def _identity(factors: dict[str, Any], config: CellConfig) -> str:
+    """A slug to read and a hash of every setting to tell apart; the same on every machine."""
+    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(canonical.encode()).hexdigest()[:10]
+    parts = [_slug(name, value) for name, value in factors.items()] + [f"s{config.seed}"]
+    return f"{'-'.join(filter(None, parts))[:96]}-{digest}"
+
+
+def _slug(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        text = name if value else f"no-{name}"
+    elif isinstance(value, str):
+        text = value.rpartition(":")[2]
+    else:
+        text = f"{name.rpartition('.')[2]}{shown(value)}"
+    return re.sub(r"[^A-Za-z0-9.+_-]+", "_", text)[:40].strip("_")

@@ -1,0 +1,170 @@
+"""A grid's YAML as plain data that knows on which line each key stands."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gradscope.errors import ConfigError
+
+KeyPath = tuple[str | int, ...]
+"""Keys and list positions from the top of the document: ``("train", "lr")``."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which ``1e-3`` is a number, as in YAML 1.2 and in every reader's mind."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if tag != "tag:yaml.org,2002:float"]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"""^(?:[-+]?(?:[0-9][0-9_]*)(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)
+             |[-+]?(?:[0-9][0-9_]*)\.[0-9_]*
+             |[-+]?\.[0-9][0-9_]*(?:[eE][-+]?[0-9]+)?
+             |[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$""",
+        re.VERBOSE,
+    ),
+    list("-+0123456789."),
+)
+
+
+@dataclass
+class Document:
+    """Plain data, and where each piece of it was written."""
+
+    data: dict[str, Any]
+    file: str
+    lines: dict[KeyPath, int] = field(default_factory=dict)
+    """Line of each key, from 1."""
+    overridden: dict[KeyPath, str] = field(default_factory=dict)
+    """What was set on the command line instead -> the option as it was given."""
+
+    def where(self, path: KeyPath) -> str:
+        """``grid.yaml:7``, or the option that set it, for the nearest key that is known."""
+        for length in range(len(path), -1, -1):
+            if path[:length] in self.overridden:
+                return self.overridden[path[:length]]
+            if path[:length] in self.lines:
+                return f"{self.file}:{self.lines[path[:length]]}"
+        return self.file
+
+    def error(self, path: KeyPath, message: str) -> ConfigError:
+        """An error that names the place of a key."""
+        return ConfigError(f"{self.where(path)}: {message}")
+
+    def override(self, option: str) -> None:
+        """Apply one ``key.path=value`` of the command line; the value is YAML.
+
+        Raises:
+            ConfigError: the option has no ``=``, its value is no YAML, or a key on its way is no
+                mapping.
+        """
+        key, equals, text = option.partition("=")
+        shown = f"--set {option}"
+        if not equals or not key.strip():
+            raise ConfigError(f"{shown}: not of the form key.path=value, as in train.epochs=1")
+        try:
+            value = yaml.load(text, _Loader)  # noqa: S506 - a subclass of SafeLoader
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{shown}: the value is no YAML ({_reason(error)})") from error
+        keys = key.strip().split(".")
+        if keys[0] == "matrix" and len(keys) > 1:  # an axis may itself be a dotted path
+            keys = ["matrix", ".".join(keys[1:])]
+        place = self.data
+        for name in keys[:-1]:
+            inner = place.setdefault(name, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{shown}: '{name}' is a {_kind(inner)}, not a section")
+            place = inner
+        place[keys[-1]] = value
+        self.overridden[tuple(keys)] = shown
+
+
+def read(path: Path, options: Sequence[str] = ()) -> Document:
+    """Read one YAML mapping, safely.
+
+    Args:
+        path: the file.
+        options: ``key.path=value`` of the command line, applied in order.
+
+    Raises:
+        ConfigError: the file is missing, is no YAML, is no mapping, or names a key twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file; give the path of a grid in YAML") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as text ({error}); give a YAML file") from error
+    try:
+        node = yaml.compose(text, _Loader)
+        document = Document({}, str(path))
+        if isinstance(node, yaml.MappingNode):
+            _note_lines(node, (), document)
+            document.data = _Loader("").construct_document(node)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {_reason(error)}") from error
+    if not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{path}: a grid is a mapping with keys such as name, model and matrix")
+    for option in options:
+        document.override(option)
+    return document
+
+
+def _note_lines(node: yaml.Node, path: KeyPath, document: Document) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*path, str(key.value))
+            line = key.start_mark.line + 1
+            if here in document.lines:
+                raise ConfigError(
+                    f"{document.file}:{line}: key '{key.value}' stands here a second time "
+                    f"(first in line {document.lines[here]}); remove one"
+                )
+            document.lines[here] = line
+            _note_lines(value, here, document)
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            document.lines[*path, i] = value.start_mark.line + 1
+            _note_lines(value, (*path, i), document)
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    problem = getattr(error, "problem", None) or str(error)
+    return " ".join(str(problem).split())
+
+
+def _kind(value: Any) -> str:
+    return {list: "list", str: "text", bool: "truth value", int: "number", float: "number"}.get(
+        type(value), type(value).__name__
+    )
+
+
+def merged(base: dict[str, Any], path: Iterable[str], value: Any) -> dict[str, Any]:
+    """A copy of nested settings with one value at a path replaced; a mapping replaces a section."""
+    first, *rest = path
+    inner = base.get(first)
+    if rest:
+        value = merged(inner if isinstance(inner, dict) else {}, rest, value)
+    return {**base, first: value}
+
+
+def shown(value: Any) -> str:
+    """A value as a person writes it in a grid: short floats, truth values in lower case."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and math.isfinite(value):
+        return re.sub(r"e([-+])0*", r"e\1", f"{value:.6g}").replace("e+", "e")
+    return "none" if value is None else str(value)
