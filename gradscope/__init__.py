@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from gradscope.diagnosis import Diagnosis as Diagnosis
     from gradscope.diagnosis import diagnose as diagnose
     from gradscope.errors import GradscopeError as GradscopeError
-    from gradscope.probe import probe as probe
+    from gradscope.probing import probe as probe
     from gradscope.recorder import Scope as Scope
     from gradscope.recorder import watch as watch
     from gradscope.report import write_report as write_report
@@ -24,7 +24,7 @@ _HOME = {
     "Scope": "gradscope.recorder",
     "Trace": "gradscope.trace",
     "diagnose": "gradscope.diagnosis",
-    "probe": "gradscope.probe",
+    "probe": "gradscope.probing",
     "watch": "gradscope.recorder",
     "write_report": "gradscope.report",
 }
@@ -39,7 +39,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'gradscope' has no attribute '{name}'")
     value = getattr(importlib.import_module(_HOME[name]), name)
-    globals()[name] = value  # also over the submodule of the same name, as for `probe`
+    globals()[name] = value
     return value
 
 

@@ -16,7 +16,7 @@ from gradscope.diagnosis import Diagnosis, Verdict, diagnose
 from gradscope.errors import ConfigError
 from gradscope.flow import GradientFlow, gradient_flow
 from gradscope.models import ModelConfig, build
-from gradscope.probe import probe
+from gradscope.probing import probe
 from gradscope.remedies import Remedies, try_remedies
 from gradscope.trace import Prediction, Trace
 

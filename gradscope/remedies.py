@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gradscope.diagnosis import Verdict, diagnose
 from gradscope.errors import ModelError
 from gradscope.flow import gradient_flow, loop_flows
-from gradscope.probe import Loss, probe
+from gradscope.probing import Loss, probe
 from gradscope.state import call_model, preserved, seeded
 from gradscope.surgery import (
     RECTIFIERS,

@@ -52,7 +52,7 @@ def assert_gradient_health(
     __tracebackhide__ = True
     from gradscope.diagnosis import Verdict, diagnose
     from gradscope.errors import ConfigError, nearest
-    from gradscope.probe import probe
+    from gradscope.probing import probe
 
     for name in allow:
         if name not in list(Verdict):

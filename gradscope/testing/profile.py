@@ -15,7 +15,7 @@ from torch import nn
 
 from gradscope.errors import ConfigError, TraceError
 from gradscope.flow import gradient_flow, weight_profile
-from gradscope.probe import probe
+from gradscope.probing import probe
 from gradscope.state import seeded
 from gradscope.trace import Trace
 

@@ -232,3 +232,11 @@ def test_predictions_stand_beside_blocks():
     trace = probe(convnet(), torch.randn(4, 3, 8, 8))
     assert [p.module for p in trace.predictions] == [b.name for b in trace.structure.blocks]
     assert not probe(convnet(), torch.randn(4, 3, 8, 8), predict=False).predictions
+
+
+def test_probe_is_the_function_whatever_was_imported_before():
+    """Loading the module first must not hide the function of the package."""
+    import gradscope
+    import gradscope.probing
+
+    assert gradscope.probe is gradscope.probing.probe
