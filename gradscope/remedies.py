@@ -34,9 +34,12 @@ from gradscope.surgery import (
 )
 from gradscope.trace import Trace
 
+NEAR = 0.5
+"""Decades over the whole depth, a factor of three, below which chi is as good as 1: less than what
+separates one draw of the weights of a network from the next."""
+
 DECADE = 1.0
-"""Change of the gradient norm over the whole depth, in decades, that optimizers bear: those with a
-step per parameter scale it away, and warm-up covers it."""
+"""The same where the interval of the slope contains chi = 1, so that no trend is seen."""
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,10 @@ class Outcome:
 
     @property
     def is_settled(self) -> bool:
-        """Whether chi = 1 lies in the interval, less than a decade adds up, and nothing is sick."""
+        """Whether chi is 1 as far as can be told, and nothing else is sick."""
         well = self.verdict in (Verdict.HEALTHY, Verdict.INCONCLUSIVE)
-        return well and self.slope_low <= 0.0 <= self.slope_high and self.distance < DECADE
+        no_trend = self.slope_low <= 0.0 <= self.slope_high
+        return well and self.distance < (DECADE if no_trend else NEAR)
 
 
 @dataclass(frozen=True)

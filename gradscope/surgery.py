@@ -6,6 +6,7 @@ where there is nothing to change. Give them a deep copy.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.meanfield import critical_weight_variance
+from gradscope.structure import is_normalisation
 from gradscope.trace import Trace
 
 Weighted = (
@@ -61,8 +63,7 @@ def initialise(model: nn.Module, trace: Trace, draw: Callable[[nn.Module, Tensor
     layers = weighted_layers(model, trace)
     if not layers:
         raise NotApplicable("no convolution or linear layer ran")
-    free = [name for name in layers if f"{name}.weight" not in trace.structure.scale_invariant]
-    if len(free) <= 1 < len(layers):
+    if len(layers.keys() - _normalised(model, trace)) <= 1 < len(layers):
         raise NotApplicable("a normalisation behind every layer cancels the scale of its weights")
     with torch.no_grad():
         for layer in layers.values():
@@ -173,9 +174,10 @@ def normalise(model: nn.Module, trace: Trace, *, over: str) -> None:
     shapes = _output_shapes(trace)
     layers = weighted_layers(model, trace)
     last = next(reversed(layers), None)
+    normalised = _normalised(model, trace)
     done = 0
     for name, layer in layers.items():
-        if name == last or f"{name}.weight" in trace.structure.scale_invariant:
+        if name == last or name in normalised:
             continue
         shape = shapes.get(name, ())
         norm = _batch_norm(layer, shape) if over == "batch" else _layer_norm(layer, shape)
@@ -233,6 +235,15 @@ def swap_activations(
         raise NotApplicable(f"no activation module of type {listed}")
     for name in names:
         _replace(model, name, new())
+
+
+def _normalised(model: nn.Module, trace: Trace) -> set[str]:
+    """Modules after which a normalisation is the next to run."""
+    modules = dict(model.named_modules())
+    ran = [info.name for info in trace.structure.modules if info.calls and info.name in modules]
+    leaves = [name for name in ran if not any(True for _ in modules[name].children())]
+    pairs = itertools.pairwise(leaves)
+    return {before for before, after in pairs if is_normalisation(modules[after])}
 
 
 def _weight(layer: nn.Module) -> Tensor:
