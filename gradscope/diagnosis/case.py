@@ -97,6 +97,13 @@ class Case:
         infos = [self.modules[name] for name in inside if name in self.modules]
         return sum(is_norm(i.type) and (i.is_cut or not on_trunk) for i in infos)
 
+    def is_scale_free(self, block: str) -> bool:
+        """Whether normalisations remove the scale of all weights of a block."""
+        inside = self.blocks[block].modules if block in self.blocks else ()
+        free = {name.rpartition(".")[0] for name in self.structure.scale_invariant}
+        weighted = [name for name in inside if name in self.weighted]
+        return bool(weighted) and all(name in free for name in weighted)
+
     def pooling(self, before: str, after: str) -> float:
         """Decades that averaging over the elements lost between two blocks takes from both ways."""
         sizes = [self._elements(before), self._elements(after)]

@@ -36,12 +36,13 @@ ROBUST_SHARE = 2 / 3
 """Share of a limit that the robust centre must make over the stretch, so that a handful of odd
 blocks (a pooling, a head) cannot make a trend."""
 
-ODD_BLOCK = 1.5
-"""Decades by which a single block must stand out, forward and backward alike, to be mis-scaled."""
+ODD_BLOCK = 1.0
+"""Decades by which a single block must stand out, forward and backward alike, to be mis-scaled:
+weights that are off by ten make activations off by ten."""
 
-ODD_LAYER = 3.0
+ODD_LAYER = 2.0
 """Decades by which gradient/weight of one layer must stand out from the layers of its type around
-it. Scaling a weight by s moves the ratio by s^2, so that this is a mis-scaling by about 30."""
+it. Scaling a weight by s moves the ratio by s^2, so that this is a mis-scaling by ten, too."""
 
 ODD_SPREAD = 6.0
 """Robust standard deviations (1.4826 MAD) by which an odd block must stand out as well."""
@@ -63,15 +64,21 @@ UPDATE_TOO_LARGE = 1.0
 UPDATE_LARGE = 0.1
 """Update/weight from which it is worth a warning: a hundred times the usual 1e-3."""
 
-UPDATE_TOO_SMALL = 1e-6
-"""Update/weight below which a million aligned steps are needed to change the weights by their own
-size; float32 loses updates from 6e-8 on."""
+UPDATE_TOO_SMALL = 3e-6
+"""Update/weight below which 100,000 steps, all in one direction, change the weights by less than a
+third; float32 loses updates from 6e-8 on."""
 
 UPDATE_SMALL = 1e-5
 """Update/weight below which it is worth a warning: a hundredth of the usual 1e-3."""
 
 MIN_UPDATES = 3
 """Recorded steps that a judgement on update sizes needs; a warm-up begins with zero."""
+
+WARM_UP = 1.5
+"""Growth of the updates over the recorded steps from which small ones may be a warm-up."""
+
+UPDATE_LOST = 1e-7
+"""Update/weight below which float32 rounds updates away (2^-24 = 6e-8), warm-up or not."""
 
 
 def dead_share(units: int) -> float:

@@ -81,13 +81,15 @@ def updates(case: Case) -> Iterator[Finding]:
             Verdict.EXPLODING if large else None,
         )
     elif highest < limits.UPDATE_SMALL:
-        small = highest < limits.UPDATE_TOO_SMALL
+        rising = highest >= limits.UPDATE_LOST and typical[-1] >= limits.WARM_UP * typical[0]
+        small = highest < limits.UPDATE_TOO_SMALL and not rising
         yield Finding(
             "updates-too-small",
             Severity.ERROR if small else Severity.WARNING,
             "optimizer",
             "The steps hardly change the weights"
-            + (": no run is long enough to learn with them." if small else "."),
+            + (": no run is long enough to learn with them" if small else "")
+            + ("; they grow, as in a warm-up." if rising else "."),
             evidence,
             advice.rate(highest, middle),
             Verdict.VANISHING if small else None,

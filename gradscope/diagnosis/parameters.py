@@ -127,11 +127,11 @@ def structural(case: Case) -> Iterator[Finding]:
 
 
 def _zero_weights(case: Case) -> list[tuple[int, str]]:
-    """Order and name of weights that were zero in the first step they were seen in."""
+    """Order and name of weights and scales that were zero when they were first seen."""
     found = []
     for i, tensor in case.columns("weight"):
         norms = case.values("weight_norm", i)
-        if len(tensor.shape) > 1 and len(norms) and norms[0].item() == 0:
+        if "bias" not in tensor.parameter and len(norms) and norms[0].item() == 0:
             found.append((tensor.order, tensor.name))
     return found
 

@@ -263,10 +263,10 @@ def _odd_blocks(case: Case) -> Iterator[Finding]:
     forward = _known_steps(flow.log10_activation)
     odd_backward, odd_forward = _excess(backward), _excess(forward)
     for i in range(len(backward)):
-        if odd_backward[i] * odd_forward[i] <= 0:
+        name = flow.blocks[i + 1]
+        if odd_backward[i] * odd_forward[i] <= 0 or case.is_scale_free(name):
             continue
         jump = math.copysign(min(abs(odd_backward[i]), abs(odd_forward[i])), odd_backward[i])
-        name = flow.blocks[i + 1]
         allowed = case.pooling(flow.blocks[i], name)
         if abs(jump) < limits.ODD_BLOCK + (allowed if jump < 0 else 0.0):
             continue
