@@ -48,3 +48,5 @@ class Splits:
     """What was left out and why, one line each."""
     counts: dict[str, Any] = field(default_factory=dict)
     """Split -> class -> number of images."""
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Split -> why -> number of images; reasons that never applied are absent."""

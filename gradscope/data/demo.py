@@ -1,0 +1,133 @@
+"""DemoSet: five classes of drawn pictures, written as a COCO folder and read back as one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradscope.data.coco import CocoFolder
+from gradscope.data.config import DataConfig
+from gradscope.data.source import SPLITS, Listing, ReportProgress, wanted_classes
+
+CLASSES = ("airplane", "bus", "cat", "dog", "pizza")
+"""Names of the classes, those of the COCO categories with the ids below."""
+
+_CATEGORY_IDS = (5, 6, 17, 18, 59)
+
+PER_CLASS = {"train": 400, "val": 100}
+"""Pictures of each class where the configuration does not say."""
+
+
+@dataclass(frozen=True)
+class DemoSet:
+    """The drawn demo set: embedded, deterministic, quick, and not quite easy.
+
+    Nothing of it is stored but the cached arrays: on a miss it is drawn into a temporary COCO
+    folder, which goes through the same loader as real images.
+    """
+
+    config: DataConfig
+    scratch: Path
+    """Where the temporary folder may be."""
+
+    @property
+    def title(self) -> str:
+        """A name."""
+        return "drawn demo set"
+
+    @property
+    def place(self) -> str:
+        """There is only one."""
+        return "demo"
+
+    def content(self) -> str:
+        """Digest of the code that draws: a change of it draws again."""
+        wanted_classes(self.config.classes, CLASSES, "data.source: demo")
+        here = Path(__file__).parent
+        return hashlib.sha256(
+            b"".join((here / name).read_bytes() for name in ("demo.py", "drawing.py", "figures.py"))
+        ).hexdigest()
+
+    @contextmanager
+    def opened(self, progress: ReportProgress) -> Iterator[Listing]:
+        """Draw the set and list it; it is gone when the context ends."""
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.scratch, prefix="demo-") as folder:
+            per_class = {
+                "train": self.config.train_per_class or PER_CLASS["train"],
+                "val": self.config.val_per_class or PER_CLASS["val"],
+            }
+            write_demo(Path(folder), per_class, self.config.seed, self.config.classes, progress)
+            with CocoFolder(Path(folder), self.config).opened(progress) as listing:
+                yield replace(listing, root=None)
+
+
+def write_demo(
+    root: Path,
+    per_class: dict[str, int],
+    seed: int = 0,
+    classes: Sequence[str] = (),
+    progress: ReportProgress | None = None,
+) -> None:
+    """Draw the demo set as a COCO folder: ``annotations/instances_*.json`` and ``images/``.
+
+    The picture with a given seed, split, class and number is always the same, however many others
+    are drawn.
+
+    Args:
+        root: folder, made when it is missing.
+        per_class: split -> pictures of each class.
+        seed: another seed draws other pictures.
+        classes: which of `CLASSES`; empty: all.
+        progress: told after every few pictures.
+    """
+    from gradscope.data.drawing import PIXELS, draw_picture
+
+    (root / "images").mkdir(parents=True, exist_ok=True)
+    (root / "annotations").mkdir(exist_ok=True)
+    ids = dict(zip(CLASSES, _CATEGORY_IDS, strict=True))
+    chosen = [name for name in CLASSES if not classes or name in classes]
+    for split in SPLITS:
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
+        total = per_class[split] * len(chosen)
+        for number in range(per_class[split]):
+            for name in chosen:
+                if progress is not None and len(images) % 50 == 0:
+                    progress(f"drawing {split} images", len(images), total)
+                key = (seed, SPLITS.index(split), ids[name], number)
+                picture = draw_picture(name, np.random.default_rng(key))
+                file_name = f"{split}_{name}_{number:05d}.jpg"
+                picture.image.save(root / "images" / file_name, quality=90)
+                image = len(images) + 1
+                images.append(
+                    {"id": image, "file_name": file_name, "width": PIXELS, "height": PIXELS}
+                )
+                annotations.append(
+                    {
+                        "id": image,
+                        "image_id": image,
+                        "category_id": ids[name],
+                        "bbox": picture.box,
+                        "area": picture.area,
+                        "iscrowd": 0,
+                        "segmentation": [],
+                    }
+                )
+        data = {
+            "info": {"description": f"gradscope demo set, seed {seed}, {split}", "version": "1"},
+            "categories": [{"id": ids[name], "name": name} for name in chosen],
+            "images": images,
+            "annotations": annotations,
+        }
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(data))
+        if progress is not None:
+            progress(f"drawing {split} images", total, total)
