@@ -308,7 +308,7 @@ def _blocks_table(probed: Probed) -> Table:
     for i, (name, grad, chi) in enumerate(rows):
         if len(rows) > _SHOWN_BLOCKS and half <= i < len(rows) - half:
             if i == half:
-                table.add_row(_plain(f"... {len(rows) - 2 * half} more"), "", "", "", "", "")
+                table.add_row("...", f"{len(rows) - 2 * half} more")
             continue
         predicted = predictions.get(name)
         table.add_row(
@@ -317,7 +317,7 @@ def _blocks_table(probed: Probed) -> Table:
             f"{grad:.2f}",
             "" if math.isnan(chi) else f"{chi:.3g}",
             _interval(predicted),
-            _plain(predicted.reason if predicted else ""),
+            _plain(predicted.reason.removeprefix("mean field: ") if predicted else ""),
         )
     table.caption = (
         "chi: gradient norm at the output of the block before over that of this block; "
