@@ -16,6 +16,7 @@ import numpy as np
 from gradscope.data.coco import CocoFolder
 from gradscope.data.config import DataConfig
 from gradscope.data.source import SPLITS, Listing, ReportProgress, wanted_classes
+from gradscope.errors import DataError
 
 CLASSES = ("airplane", "bus", "cat", "dog", "pizza")
 """Names of the classes, those of the COCO categories with the ids below."""
@@ -61,20 +62,37 @@ class DemoSet:
         """Draw the set and list it; it is gone when the context ends."""
         self.scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self.scratch, prefix="demo-") as folder:
-            per_class = {
-                "train": self.config.train_per_class or PER_CLASS["train"],
-                "val": self.config.val_per_class or PER_CLASS["val"],
-            }
-            write_demo(Path(folder), per_class, self.config.seed, self.config.classes, progress)
+            export(Path(folder), self.config, progress)
             with CocoFolder(Path(folder), self.config).opened(progress) as listing:
                 yield replace(listing, root=None)
+
+
+def export(root: Path, config: DataConfig, progress: ReportProgress | None = None) -> None:
+    """Draw the demo set of a configuration into a folder.
+
+    Raises:
+        DataError: an unknown class, or the folder cannot be written or already holds something.
+    """
+    classes = wanted_classes(config.classes, CLASSES, "data.source: demo")
+    per_class = {
+        "train": config.train_per_class or PER_CLASS["train"],
+        "val": config.val_per_class or PER_CLASS["val"],
+    }
+    try:
+        if root.exists() and any(root.iterdir()):
+            raise DataError(f"{root}: the folder is not empty; name a new one")
+        write_demo(root, per_class, config.seed, classes, progress)
+    except OSError as error:
+        raise DataError(
+            f"{root}: cannot be written ({error.strerror or error}); name another folder"
+        ) from error
 
 
 def write_demo(
     root: Path,
     per_class: dict[str, int],
     seed: int = 0,
-    classes: Sequence[str] = (),
+    classes: Sequence[str] = CLASSES,
     progress: ReportProgress | None = None,
 ) -> None:
     """Draw the demo set as a COCO folder: ``annotations/instances_*.json`` and ``images/``.
@@ -86,7 +104,7 @@ def write_demo(
         root: folder, made when it is missing.
         per_class: split -> pictures of each class.
         seed: another seed draws other pictures.
-        classes: which of `CLASSES`; empty: all.
+        classes: which of `CLASSES`.
         progress: told after every few pictures.
     """
     from gradscope.data.drawing import PIXELS, draw_picture
@@ -94,7 +112,7 @@ def write_demo(
     (root / "images").mkdir(parents=True, exist_ok=True)
     (root / "annotations").mkdir(exist_ok=True)
     ids = dict(zip(CLASSES, _CATEGORY_IDS, strict=True))
-    chosen = [name for name in CLASSES if not classes or name in classes]
+    chosen = [name for name in CLASSES if name in classes]
     for split in SPLITS:
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []

@@ -89,11 +89,9 @@ def _pose(rng: Random, least: float, most: float, tilt: float) -> Callable[[Poin
 def _background(rng: Random) -> Image.Image:
     """Two blended colours, blurred blotches, and sometimes a horizon, stripes or tiles."""
     coarse = rng.uniform(-1, 1, (6, 6, 3)) * rng.uniform(10, 45)
-    base = np.array(any_colour(rng), float) + np.linspace(-1, 1, 6)[:, None, None] * rng.uniform(
-        -40, 40, 3
-    )
-    field_ = np.clip(base + coarse, 0, 255).astype(np.uint8)
-    canvas = Image.fromarray(field_).resize((_CANVAS, _CANVAS), Image.Resampling.BICUBIC)
+    slope = np.linspace(-1, 1, 6)[:, None, None] * rng.uniform(-40, 40, 3)
+    blotches = np.clip(np.array(any_colour(rng)) + slope + coarse, 0, 255).astype(np.uint8)
+    canvas = Image.fromarray(blotches).resize((_CANVAS, _CANVAS), Image.Resampling.BILINEAR)
     pen = ImageDraw.Draw(canvas)
     kind = rng.integers(0, 4)
     if kind == 0:  # a horizon

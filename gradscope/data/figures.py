@@ -78,7 +78,10 @@ def any_colour(rng: Random) -> Colour:
 
 def _near(colour: Colour, rng: Random, spread: float) -> Colour:
     shade = rng.uniform(-spread, spread)
-    red, green, blue = (int(np.clip(c + shade + rng.uniform(-6, 6), 0, 255)) for c in colour)
+    shifts = (shade + rng.uniform(-6, 6, 3)).tolist()
+    red, green, blue = (
+        min(max(int(c + shift), 0), 255) for c, shift in zip(colour, shifts, strict=True)
+    )
     return red, green, blue
 
 
