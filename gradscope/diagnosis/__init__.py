@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from gradscope.diagnosis.case import Case
 from gradscope.diagnosis.numbers import updates, where_nonfinite
+from gradscope.diagnosis.outliers import odd_blocks, odd_layers
 from gradscope.diagnosis.parameters import disconnected, structural, zero_gradients
-from gradscope.diagnosis.passage import passage
+from gradscope.diagnosis.trends import growth_and_decay
 from gradscope.diagnosis.units import dead_units, saturation
 from gradscope.diagnosis.verdict import Diagnosis, Evidence, Finding, Severity, Verdict, decide
 from gradscope.trace import Trace
@@ -17,7 +18,9 @@ _SYMPTOMS = (
     disconnected,
     dead_units,
     zero_gradients,
-    passage,
+    growth_and_decay,
+    odd_blocks,
+    odd_layers,
     saturation,
     updates,
     structural,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -142,6 +143,12 @@ class Case:
         values = self.values(statistic, column)
         values = values[~torch.isnan(values)]
         return values.max().item() if len(values) else -1.0
+
+
+def known_steps(log10_rms: Sequence[float]) -> list[float]:
+    """Steps from block to block; an unknown end makes a step of zero, to keep the places."""
+    steps = [b - a for a, b in itertools.pairwise(log10_rms)]
+    return [step if math.isfinite(step) else 0.0 for step in steps]
 
 
 def listed(names: list[str], limit: int = 4) -> str:

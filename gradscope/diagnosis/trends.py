@@ -1,16 +1,14 @@
-"""Findings on how gradients and activations pass through the network: trends and odd blocks."""
+"""Findings on trends: gradients and activations that shrink or grow from block to block."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import statistics
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gradscope.diagnosis import advice, limits
-from gradscope.diagnosis.case import Case
+from gradscope.diagnosis.case import Case, known_steps
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 from gradscope.flow import GradientFlow, location
 
@@ -68,8 +66,8 @@ def longest(steps: Sequence[float], sign: int) -> Stretch:
     return Stretch(*best_at, best, slope, low, high, max(inside, default=0.0))
 
 
-def passage(case: Case) -> Iterator[Finding]:
-    """Vanishing, exploding (forward and backward), masked decay, odd blocks and odd layers."""
+def growth_and_decay(case: Case) -> Iterator[Finding]:
+    """Vanishing, exploding (forward and backward), masked decay, short memory."""
     if not case.flow.blocks and not case.flow.silent:
         yield from _weights_only(case)
         return
@@ -79,8 +77,6 @@ def passage(case: Case) -> Iterator[Finding]:
         yield from _over_time(case, module, loop)
     if 2 * len(over_time & set(case.flow.blocks)) < len(case.flow.blocks):
         yield from _over_depth(case)
-    yield from _odd_blocks(case)
-    yield from _odd_layers(case)
 
 
 def _over_depth(case: Case) -> Iterator[Finding]:
@@ -92,7 +88,7 @@ def _over_depth(case: Case) -> Iterator[Finding]:
         yield from _masked(case, decay)
     elif decay.decades >= limits.MILD:
         yield from _unsettled(case, decay, "decay", limits.VANISHING)
-    forward = longest(_known_steps(flow.log10_activation), +1)
+    forward = longest(known_steps(flow.log10_activation), +1)
     for name, stretch in (("backward", growth), ("forward", forward)):
         limit = _growth_limit(case, stretch)
         chain = name == "backward" and _norm_chain(case, stretch)
@@ -100,12 +96,6 @@ def _over_depth(case: Case) -> Iterator[Finding]:
             yield _exploding(case, stretch, name)
         elif stretch.decades >= limits.MILD:
             yield from _unsettled(case, stretch, f"{name} growth", limit)
-
-
-def _known_steps(log10_rms: Sequence[float]) -> list[float]:
-    """Steps from block to block; an unknown end makes a step of zero, to keep the places."""
-    steps = [b - a for a, b in itertools.pairwise(log10_rms)]
-    return [step if math.isfinite(step) else 0.0 for step in steps]
 
 
 def _growth_limit(case: Case, stretch: Stretch) -> float:
@@ -252,88 +242,6 @@ def _over_time(case: Case, module: str, loop: GradientFlow) -> Iterator[Finding]
             advice.exploding_in_time(module),
             Verdict.EXPLODING,
         )
-
-
-def _odd_blocks(case: Case) -> Iterator[Finding]:
-    """One block that scales gradient and activation alike, unlike all others."""
-    flow = case.flow
-    if len(flow.blocks) < 4:
-        return
-    backward = [math.log10(chi) for chi in flow.chi]
-    forward = _known_steps(flow.log10_activation)
-    odd_backward, odd_forward = _excess(backward), _excess(forward)
-    for i in range(len(backward)):
-        name = flow.blocks[i + 1]
-        if odd_backward[i] * odd_forward[i] <= 0 or case.is_scale_free(name):
-            continue
-        jump = math.copysign(min(abs(odd_backward[i]), abs(odd_forward[i])), odd_backward[i])
-        allowed = case.pooling(flow.blocks[i], name)
-        if abs(jump) < limits.ODD_BLOCK + (allowed if jump < 0 else 0.0):
-            continue
-        head = i == len(backward) - 1 and jump < 0  # heads are often scaled down on purpose
-        yield Finding(
-            "odd-block",
-            Severity.WARNING if head else Severity.ERROR,
-            name,
-            "This block scales activations and gradient alike, unlike its neighbours: its weights "
-            "are off by about this factor.",
-            {
-                "factor": Evidence(10**jump, "times its neighbours"),
-                "gradient": Evidence(backward[i], "decades across the block"),
-                "activation": Evidence(forward[i], "decades across the block"),
-            },
-            advice.odd(name, jump),
-            None if head else Verdict.EXPLODING if jump > 0 else Verdict.VANISHING,
-        )
-
-
-def _odd_layers(case: Case) -> Iterator[Finding]:
-    """One layer whose gradient/weight is out of line with the layers of its type around it."""
-    profile = case.weights
-    groups: dict[tuple[str, bool], list[tuple[str, float]]] = defaultdict(list)
-    rows = zip(profile.layers, profile.log10_grad, profile.log10_weight, strict=True)
-    for name, grad, weight in list(rows)[:-1]:  # heads are often scaled on purpose
-        info = case.modules.get(name)
-        if math.isfinite(grad - weight):
-            role = (info.type, info.is_cut) if info else ("", False)
-            groups[role].append((name, grad - weight))
-    odd = [item for group in groups.values() for item in _outliers(group)]
-    if len(odd) > max(1, len(profile.layers) // 20):
-        return  # so many are no accident: that is how the network is built
-    for name, by in odd:
-        yield Finding(
-            "odd-layer",
-            Severity.ERROR,
-            name,
-            "The gradient of this layer is out of line with its weights when compared with its "
-            "neighbours: its weights are far too "
-            + ("large, so that it hardly learns." if by < 0 else "small for its gradient."),
-            {"gradient/weight": Evidence(by, "decades over its neighbours")},
-            advice.odd(name, -by / 2),
-            Verdict.VANISHING if by < 0 else Verdict.EXPLODING,
-        )
-
-
-def _outliers(group: Sequence[tuple[str, float]]) -> Iterator[tuple[str, float]]:
-    """Members that stand out from all four around them, and from the scatter of their group."""
-    if len(group) < 4:
-        return
-    steps = [abs(b[1] - a[1]) for a, b in itertools.pairwise(group)]
-    usual = limits.ODD_SPREAD * statistics.median(steps)
-    for i, (name, value) in enumerate(group):
-        around = [group[j][1] for j in (i - 2, i - 1, i + 1, i + 2) if 0 <= j < len(group)]
-        away = [value - other for other in around]
-        by = min(away, key=abs)
-        if abs(by) > max(limits.ODD_LAYER, usual) and len({a > 0 for a in away}) == 1:
-            yield name, by
-
-
-def _excess(steps: Sequence[float]) -> list[float]:
-    """What each step has beyond the centre; 0 where it is within the usual scatter."""
-    centre = location(steps)[0]
-    spread = 1.4826 * statistics.median(abs(step - centre) for step in steps)
-    excess = (step - centre for step in steps)
-    return [e if abs(e) > limits.ODD_SPREAD * spread else 0.0 for e in excess]
 
 
 def _weights_only(case: Case) -> Iterator[Finding]:

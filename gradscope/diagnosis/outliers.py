@@ -1,0 +1,105 @@
+"""Findings on single blocks and layers that are out of line with the others."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+
+from gradscope.diagnosis import advice, limits
+from gradscope.diagnosis.case import Case, known_steps
+from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
+from gradscope.flow import location
+
+
+def odd_blocks(case: Case) -> Iterator[Finding]:
+    """One block that scales gradient and activation alike, unlike all others."""
+    flow = case.flow
+    if len(flow.blocks) < 4:
+        return
+    backward = [math.log10(chi) for chi in flow.chi]
+    forward = known_steps(flow.log10_activation)
+    odd_backward, odd_forward = _excess(backward), _excess(forward)
+    for i in range(len(backward)):
+        name = flow.blocks[i + 1]
+        if odd_backward[i] * odd_forward[i] <= 0 or case.is_scale_free(name):
+            continue
+        jump = math.copysign(min(abs(odd_backward[i]), abs(odd_forward[i])), odd_backward[i])
+        allowed = case.pooling(flow.blocks[i], name)
+        if abs(jump) < limits.ODD_BLOCK + (allowed if jump < 0 else 0.0):
+            continue
+        head = i == len(backward) - 1 and jump < 0  # heads are often scaled down on purpose
+        yield Finding(
+            "odd-block",
+            Severity.WARNING if head else Severity.ERROR,
+            name,
+            "This block scales activations and gradient alike, unlike its neighbours: its weights "
+            "are off by about this factor.",
+            {
+                "factor": Evidence(10**jump, "times its neighbours"),
+                "gradient": Evidence(backward[i], "decades across the block"),
+                "activation": Evidence(forward[i], "decades across the block"),
+            },
+            advice.odd(name, jump),
+            None if head else Verdict.EXPLODING if jump > 0 else Verdict.VANISHING,
+        )
+
+
+def odd_layers(case: Case) -> Iterator[Finding]:
+    """One layer whose gradient/weight is out of line with the layers of its type around it."""
+    profile = case.weights
+    rows = zip(profile.layers, profile.log10_grad, profile.log10_weight, strict=True)
+    # Heads are often scaled on purpose; a ratio that is not finite belongs to a weight of zero.
+    known = [(name, g - w) for name, g, w in list(rows)[:-1] if math.isfinite(g - w)]
+    sizes = Counter(_role(case, name) for name, _ in known)
+    groups: dict[tuple[str, ...], list[tuple[str, float]]] = defaultdict(list)
+    for name, ratio in known:
+        role = _role(case, name)
+        groups[role if sizes[role] >= 4 else role[:2]].append((name, ratio))
+    odd = [item for group in groups.values() for item in _outliers(group)]
+    if len(odd) > max(1, len(profile.layers) // 20):
+        return  # so many are no accident: that is how the network is built
+    for name, by in odd:
+        yield Finding(
+            "odd-layer",
+            Severity.ERROR,
+            name,
+            "The gradient of this layer is out of line with its weights when compared with its "
+            "neighbours: its weights are far too "
+            + ("large, so that it hardly learns." if by < 0 else "small for its gradient."),
+            {"gradient/weight": Evidence(by, "decades over its neighbours")},
+            advice.odd(name, -by / 2),
+            Verdict.VANISHING if by < 0 else Verdict.EXPLODING,
+        )
+
+
+def _role(case: Case, name: str) -> tuple[str, str, str]:
+    """What a layer is for: its type, whether it is on the trunk, its name inside the block."""
+    info = case.modules.get(name)
+    own = name.rpartition(".")[2]
+    return (info.type, str(info.is_cut), "" if own.isdigit() else own) if info else ("", "", own)
+
+
+def _outliers(group: Sequence[tuple[str, float]]) -> Iterator[tuple[str, float]]:
+    """Members that stand out from all four around them, and from the scatter of their group."""
+    if len(group) < 4:
+        return
+    steps = [abs(b[1] - a[1]) for a, b in itertools.pairwise(group)]
+    usual = limits.ODD_SPREAD * statistics.median(steps)
+    for i, (name, value) in enumerate(group):
+        around = [group[j][1] for j in (i - 2, i - 1, i + 1, i + 2) if 0 <= j < len(group)]
+        by = value - statistics.median(around)
+        # What comes before and after a mis-scaled layer may be on different levels.
+        clear = min(math.copysign(1.0, by) * (value - other) for other in around)
+        if abs(by) > max(limits.ODD_LAYER, usual) and clear > limits.ODD_LAYER / 2:
+            yield name, by
+
+
+def _excess(steps: Sequence[float]) -> list[float]:
+    """What each step has beyond the centre; 0 where it is within the usual scatter."""
+    centre = location(steps)[0]
+    spread = 1.4826 * statistics.median(abs(step - centre) for step in steps)
+    excess = (step - centre for step in steps)
+    return [e if abs(e) > limits.ODD_SPREAD * spread else 0.0 for e in excess]
