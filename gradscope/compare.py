@@ -148,10 +148,10 @@ def grid_inputs(path: Path, batch: int, seed: int = 0) -> tuple[Tensor, Tensor, 
     Returns:
         float32 images in [-1, 1], int64 labels, number of classes.
     """
-    from gradscope import data
-    from gradscope.ablation import Grid
+    from gradscope.ablation.grid import Grid
+    from gradscope.data import load
 
-    splits = data.load(Grid.load(path).cells()[0].config.data)
+    splits = load(Grid.load(path).cells()[0].config.data)
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(splits.train), generator=generator)[:batch]
     images, labels = splits.train.batch(chosen)

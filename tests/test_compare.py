@@ -245,3 +245,26 @@ def test_deep_networks_are_cut_in_the_middle(run):
     _, out, _ = run("zoo_of_mine:plain", "--input", "64", "--args", "depth=45")
     assert sum(" Linear " in line for line in out.splitlines()) == 40
     assert "6 more" in out
+
+
+def test_images_of_a_grid(run, tmp_path, monkeypatch):
+    """--grid takes the images, their labels and the number of classes from the grid's data."""
+    monkeypatch.setenv("GRADSCOPE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "small.yaml").write_text(
+        "name: small\n"
+        "model: {name: net3}\n"
+        "data: {source: demo, size: 64, train_per_class: 8, val_per_class: 2}\n"
+        "matrix: {lr: [0.001]}\n"
+    )
+    images, labels, n_classes = compare.grid_inputs(tmp_path / "small.yaml", 6)
+    assert images.shape == (6, 3, 64, 64)
+    assert -1 <= float(images.min()) < float(images.max()) <= 1
+    assert int(labels.max()) < n_classes
+    _, out, _ = run("hw5net", "--grid", "small.yaml", "--json", "--batch", "4")
+    told = json.loads(out)
+    assert told["probe"] == {
+        "model": "HW5Net",
+        "inputs": "(4, 3, 64, 64) float32",
+        "loss": "cross entropy",
+        "seed": 0,
+    }
