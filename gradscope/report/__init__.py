@@ -12,8 +12,8 @@ from gradscope.errors import ConfigError
 from gradscope.trace import Trace
 
 if TYPE_CHECKING:
-    from gradscope.report.charts import Chart
-    from gradscope.report.figures import Study as Drawn
+    from gradscope.report.chart import Chart
+    from gradscope.report.figures import Drawing
 
 __all__ = ["charts", "load", "write_report"]
 
@@ -87,7 +87,7 @@ def charts(source: Source) -> dict[str, Chart]:
     return figures.all_charts(_prepare(source))
 
 
-def _prepare(source: Source) -> Drawn:
+def _prepare(source: Source) -> Drawing:
     from gradscope.report import effects, figures, merge, scheme, tables
 
     study, traces = merge.as_study(source)
@@ -96,4 +96,4 @@ def _prepare(source: Source) -> Drawn:
     read = tables.read(study, traces)
     found = effects.effects(read)
     read.frames["effects"] = effects.to_frame(found)
-    return figures.Study(read, scheme.choose(read, found), found)
+    return figures.Drawing(read, scheme.choose(read, found), found)

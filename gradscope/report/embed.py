@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from gradscope.report.charts import PALETTE, PALETTE_DARK, Chart
+from gradscope.report.chart import PALETTE, PALETTE_DARK, Chart
 from gradscope.report.effects import METRICS
 from gradscope.report.tables import Tables
 
@@ -109,11 +109,7 @@ def finite(value: float) -> float | None:
 
 def chart_data(chart: Chart) -> dict[str, Any]:
     """The figures of one chart as the script draws them."""
-    panels = []
-    for panel in chart.panels:
-        figure = panel.figure.to_plotly_json()
-        figure["layout"].pop("template", None)
-        panels.append(_jsonable(figure))
+    panels = [_jsonable({"data": p.data, "layout": p.layout}) for p in chart.panels]
     return {"panels": panels, "lines": chart.lines, "options": chart.options}
 
 

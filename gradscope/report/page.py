@@ -13,8 +13,8 @@ from markupsafe import Markup
 
 from gradscope import __version__
 from gradscope.report import embed, labels, sentences, view
-from gradscope.report.charts import Chart, Panel
-from gradscope.report.figures import Study
+from gradscope.report.chart import Chart, Panel
+from gradscope.report.figures import Drawing
 
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("flow", "Gradient flow", ("map", "profile", "chi", "ratio", "heat")),
@@ -28,18 +28,18 @@ SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 """Anchor, title and charts of the sections that hold figures."""
 
 
-def render(study: Study, charts: Mapping[str, Chart], table_files: Mapping[str, str]) -> str:
+def render(drawing: Drawing, charts: Mapping[str, Chart], table_files: Mapping[str, str]) -> str:
     """Write the page as text.
 
     Args:
-        study: tables and effects.
+        drawing: tables, effects and how variants are told apart.
         charts: from `figures.all_charts`.
         table_files: name of a table -> its file beside the page, relative.
 
     Returns:
         HTML that needs nothing but itself.
     """
-    tables = study.tables
+    tables = drawing.tables
     script, plotly = embed.template_text("page.js"), embed.plotly_source()
     style = embed.template_text("page.css")
     environment = jinja2.Environment(
@@ -62,15 +62,15 @@ def render(study: Study, charts: Mapping[str, Chart], table_files: Mapping[str, 
         ),
         sections=[(a, t, [charts[k] for k in keys if k in charts]) for a, t, keys in SECTIONS],
         chart_data={key: embed.embedded(embed.chart_data(chart)) for key, chart in charts.items()},
-        opening=sentences.opening(tables, study.effects),
+        opening=sentences.opening(tables, drawing.effects),
         completeness=sentences.completeness(tables),
         certainty=sentences.certainty(tables),
-        effect_sentences=sentences.effect_sentences(study.effects),
+        effect_sentences=sentences.effect_sentences(drawing.effects),
         badges=view.badges(tables),
         columns=view.columns(tables),
         rows=view.rows(tables),
         unfinished=view.unfinished(tables),
-        effect_rows=view.effect_rows(study.effects),
+        effect_rows=view.effect_rows(drawing.effects),
         findings=view.findings(tables),
         provenance=view.provenance(tables),
         settings=view.settings(tables),
@@ -84,7 +84,7 @@ def render(study: Study, charts: Mapping[str, Chart], table_files: Mapping[str, 
 
 def panel_variants(panel: Panel) -> str:
     """Indices of the variants that a panel draws, with spaces; empty where it draws rows."""
-    found = {t.meta["v"] for t in panel.figure.data if t.meta and "v" in t.meta}
+    found = {t["meta"]["v"] for t in panel.data if "v" in t.get("meta", ())}
     return " ".join(str(v) for v in sorted(found))
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gradscope.report.charts import DASHES, PALETTE, SYMBOLS, Key
+from gradscope.report.chart import DASHES, PALETTE, SYMBOLS, Key
 from gradscope.report.effects import Effect
 from gradscope.report.tables import Factor, Tables, Variant
 

@@ -134,8 +134,8 @@ def _certainty(effect: Effect) -> str:
     pairs = labels.count(effect.n_pairs, "pair")
     if math.isfinite(effect.low):
         return (
-            f" (95 % interval {labels.signed(effect.low)} to {labels.signed(effect.high)} over "
-            f"seeds, {pairs})"
+            f" (difference {labels.signed(effect.estimate)}, 95 % interval "
+            f"{labels.signed(effect.low)} to {labels.signed(effect.high)} over seeds, {pairs})"
         )
     return f" (mean of {pairs} that differ in nothing else; one seed, so no interval)"
 

@@ -73,6 +73,7 @@ _WRITTEN: dict[str, Callable[[float], str]] = {
     "val_accuracy": labels.percent,
     "gap": labels.percent,
     "duration_s": labels.duration,
+    "seed": "{:.0f}".format,
     "slope": labels.fixed,
     "total_decades": labels.fixed,
 }

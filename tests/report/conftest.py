@@ -10,9 +10,8 @@ import pytest
 from gradscope.report import write_report
 
 CHROMIUM = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))),
-    None,
-)  # fmt: skip
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -65,14 +64,14 @@ class Visit:
         for _ in range(200):
             if not self.page.evaluate(f"{undrawn}.length"):
                 return
-            self.page.evaluate(f"{undrawn}[0].scrollIntoView()")
+            self.page.evaluate(f"{undrawn}[0]?.scrollIntoView()")
             self.page.wait_for_timeout(30)
         raise AssertionError("some plots were never drawn")
 
 
 @pytest.fixture(scope="session")
 def open_page(browser):
-    """Open a file with the network off, as ``with open_page(path) as visit``."""
+    """A function that opens a file with the network off, for ``with``."""
 
     @contextmanager
     def opened(path, *, width=1400, scheme="light"):

@@ -38,6 +38,7 @@ def make_trace(seed, *, n_blocks=12, slope=0.0, steps=20, prefix="stack.", predi
     values[:, :, RMS] = norms / math.sqrt(32)
     values[:, :, list(STATISTICS).index("abs_max")] = norms
     values[:, :, list(STATISTICS).index("weight_norm")] = 1.0
+    values[:, :, list(STATISTICS).index("update_ratio")] = 1e-3
     structure = Structure(
         modules=tuple(ModuleInfo(n, "Linear", i, 1, n) for i, n in enumerate(names)),
         blocks=tuple(Block(n, "Linear", (n,), n, 0, is_cut=True) for n in names),

@@ -25,7 +25,7 @@ def test_every_figure_is_drawn_offline(reference_page, open_page):
             """[...document.querySelectorAll('.chart')].map(chart => [chart.dataset.chart,
               [...chart.querySelectorAll('.plot')].filter(p => !p.closest('[hidden]')).map(p =>
                 [p.clientWidth, p.clientHeight,
-                 p.querySelectorAll('.scatterlayer .js-line, .scatterlayer .point, .hm image').length
+                 p.querySelectorAll('.js-line, .scatterlayer .point, .hm image').length
                 ])])"""
         )
         assert [name for name, _ in found] == list(CHARTS)
@@ -112,7 +112,7 @@ def test_numbers_on_the_page_are_those_of_the_tables(page, request, open_page):
     with open_page(path) as visit:
         shown = visit.page.eval_on_selector_all(
             "td.num[data-table]",
-            "all => all.map(e => [e.dataset.table, +e.dataset.row, e.dataset.column, e.textContent])",
+            "all => all.map(({dataset: d, textContent: t}) => [d.table, +d.row, d.column, t])",
         )
     frames = {name: read_table(path, name) for name in {s[0] for s in shown}}
     for table, row, column, text in random.Random(7).sample(shown, 20):
@@ -127,3 +127,151 @@ def test_numbers_on_the_page_are_those_of_the_tables(page, request, open_page):
         unit = 10.0 ** -len(digits.partition(".")[2].partition("e")[0])
         exponent = float("1e" + (digits.partition("e")[2] or "0"))
         assert float(digits) == pytest.approx(scale * value, abs=0.51 * unit * exponent)
+
+
+def test_filters_act_on_everything(reference_page, open_page):
+    """A level switched off leaves its rows, lines, panels and marks; the rest stays."""
+    with open_page(reference_page) as visit:
+        page = visit.page
+        visit.draw_all()
+        assert page.inner_text("#filter-state") == "all 32 cells"
+        page.locator("#filters label", has_text="kaiming").click()
+        assert page.inner_text("#filter-state") == "16 of 32 cells"
+        visit.draw_all()
+        rows = page.eval_on_selector_all(
+            "#cells tbody tr", "all => all.filter(r => !r.hidden).map(r => r.innerText)"
+        )
+        assert len(rows) == 16
+        assert all("xavier" in row for row in rows)
+        page.evaluate("document.querySelector('#figure-profile').scrollIntoView()")
+        page.wait_for_timeout(300)
+        lines = page.eval_on_selector_all(
+            "#figure-profile .scatterlayer > .trace",
+            "all => all.map(e => e.style.display !== 'none')",
+        )
+        assert lines.count(True) == lines.count(False) > 0
+        panels = page.eval_on_selector_all(
+            "#figure-heat .panel h4", "all => all.filter(e => e.offsetParent).map(e => e.innerText)"
+        )
+        assert len(panels) == 16
+        assert all("xavier" in title for title in panels)
+        page.evaluate("document.querySelector('#figure-map').scrollIntoView()")
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.querySelector('#figure-map .plot').data[0].z.length") == 16
+        page.click("#filter-reset")
+        page.wait_for_timeout(100)
+        assert page.inner_text("#filter-state") == "all 32 cells"
+        assert visit.complaints == []
+
+
+def test_filtered_effects_are_those_of_the_variants_shown(reference_page, open_page):
+    """With one depth switched off, the marks equal the mean over the pairs that are left."""
+    cells = read_table(reference_page, "cells")
+    left = cells[cells["factor.depth"] == 32]
+    drift = left["slope"].abs().groupby(left["factor.skip"]).mean()  # the half is balanced
+    expected = drift["no"] - drift["yes"]
+    with open_page(reference_page) as visit:
+        page = visit.page
+        page.evaluate("document.querySelector('#figure-effects').scrollIntoView()")
+        page.locator("#filters label", has_text="64").click()
+        page.wait_for_timeout(500)
+        found = page.evaluate(
+            """(() => {
+              const trace = document.querySelector('#figure-effects .plot').data[0];
+              const i = trace.text.findIndex(t => t.startsWith('skip'));
+              return [trace.x[i], trace.error_x.visible];
+            })()"""
+        )
+        assert found[0] == pytest.approx(expected, rel=1e-4)
+        assert found[1] is False
+        assert page.is_visible("#effects-filtered")
+
+
+def test_filters_answer_within_200_ms(reference_page, open_page):
+    """The fastest of seven switches, as the machine may be busy, wherever one has scrolled to."""
+    with open_page(reference_page) as visit:
+        page = visit.page
+        for place in ("summary", "figure-profile", "figure-classes", "figure-effects"):
+            page.evaluate(f"document.getElementById('{place}').scrollIntoView()")
+            page.wait_for_timeout(500)
+            times = []
+            for _ in range(7):
+                page.evaluate("document.querySelector('#filters input').click()")
+                times.append(float(page.evaluate("document.documentElement.dataset.filterMs")))
+            assert min(times) < 200, place
+
+
+def test_sorting_and_saving(reference_page, open_page):
+    """A click on a heading sorts by the number; the saved CSV has the rows of the file."""
+    with open_page(reference_page) as visit:
+        page = visit.page
+        page.click("#cells th:has-text('slope') button")
+        shown = page.eval_on_selector_all(
+            "#cells td[data-column=slope]", "all => all.map(e => +e.dataset.value)"
+        )
+        assert shown == sorted(shown)
+        assert page.get_attribute("#cells th:has-text('slope')", "aria-sort") == "ascending"
+        with page.expect_download() as download:
+            page.click("#provenance button[data-table=cells]")
+        saved = pd.read_csv(download.value.path())
+        expected = read_table(reference_page, "cells")
+        pd.testing.assert_frame_equal(saved, expected, rtol=1e-6, check_dtype=False)
+        assert visit.complaints == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (400, "dark")])
+def test_accessible(reference_page, open_page, width, scheme):
+    """axe-core finds no serious or critical violation; nothing is wider than the screen."""
+    pytest.importorskip("axe_playwright_python")
+    from axe_playwright_python.sync_playwright import Axe
+
+    with open_page(reference_page, width=width, scheme=scheme) as visit:
+        visit.draw_all()
+        overflow = visit.page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert overflow <= 0
+        found = Axe().run(visit.page).response["violations"]
+        grave = [
+            (v["id"], v["nodes"][0]["html"][:200])
+            for v in found
+            if v["impact"] in ("serious", "critical")
+        ]
+        assert grave == []
+
+
+def test_keyboard_reaches_what_can_be_done(reference_page, open_page):
+    """Tab leads to the skip link, the theme, the filters and the table, and space acts."""
+    with open_page(reference_page) as visit:
+        page = visit.page
+        reached = set()
+        for _ in range(30):
+            page.keyboard.press("Tab")
+            reached.add(
+                page.evaluate(
+                    "document.activeElement.id || document.activeElement.className"
+                    " || document.activeElement.tagName"
+                )
+            )
+        assert {"skip", "theme", "SUMMARY", "INPUT", "sort"} <= reached
+        page.focus("#theme")
+        page.keyboard.press("Space")
+        assert page.evaluate("document.documentElement.dataset.theme") == "light"
+
+
+def test_prints_on_light_paper(reference_page, open_page, tmp_path):
+    """In print all figures are drawn, and the controls are gone."""
+    with open_page(reference_page, scheme="dark") as visit:
+        visit.page.pdf(path=tmp_path / "page.pdf")
+        visit.page.emulate_media(media="print")
+        assert not visit.page.is_visible("#filters")
+        assert (tmp_path / "page.pdf").stat().st_size > 100_000
+        assert visit.complaints == []
+
+
+def test_size_and_start(reference_page, open_page):
+    """The page of 32 cells is below 7 MB and can be used within two seconds."""
+    assert reference_page.stat().st_size < 7e6
+    times = []
+    for _ in range(3):  # the fastest counts, as the machine may be busy
+        with open_page(reference_page) as visit:
+            times.append(float(visit.page.evaluate("document.documentElement.dataset.ready")))
+    assert min(times) < 2000

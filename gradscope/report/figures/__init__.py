@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gradscope.report.charts import Chart
+from gradscope.report.chart import Chart
 from gradscope.report.figures.classes import accuracy, class_accuracy, confusion
-from gradscope.report.figures.common import Study
+from gradscope.report.figures.common import Drawing
 from gradscope.report.figures.comparisons import interactions, main_effects
 from gradscope.report.figures.flow import (
     chi_profile,
@@ -22,16 +22,16 @@ from gradscope.report.figures.training import (
     loss_by_step,
 )
 
-__all__ = ["Study", "all_charts"]
+__all__ = ["Drawing", "all_charts"]
 
 
-def all_charts(study: Study) -> dict[str, Chart]:
+def all_charts(drawing: Drawing) -> dict[str, Chart]:
     """Every figure that the study has data for, in the order of the page.
 
     Returns:
         Key of the chart -> the chart.
     """
-    makers: tuple[Callable[[Study], Chart | None], ...] = (
+    makers: tuple[Callable[[Drawing], Chart | None], ...] = (
         flow_map,
         gradient_profile,
         chi_profile,
@@ -47,5 +47,5 @@ def all_charts(study: Study) -> dict[str, Chart]:
         class_accuracy,
         confusion,
     )
-    charts = (make(study) for make in makers)
+    charts = (make(drawing) for make in makers)
     return {chart.key: chart for chart in charts if chart is not None}

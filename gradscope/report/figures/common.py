@@ -17,7 +17,7 @@ SHARES = "Blues"
 
 
 @dataclass(frozen=True)
-class Study:
+class Drawing:
     """What the figures are drawn from."""
 
     tables: Tables
@@ -27,6 +27,16 @@ class Study:
     def readings(self, variant: Variant) -> list[Reading]:
         """The cells of one variant, one per seed."""
         return [self.tables.readings[i] for i in variant.cells]
+
+    def cells(self) -> list[tuple[Variant, Reading]]:
+        """All cells with their variants: the first seed of each variant before any second one."""
+        ranked = [
+            (rank, variant, reading)
+            for variant in self.tables.variants
+            for rank, reading in enumerate(self.readings(variant))
+        ]
+        ranked.sort(key=lambda item: item[0])
+        return [(variant, reading) for _, variant, reading in ranked]
 
 
 def plain(name: str) -> str:
@@ -48,6 +58,24 @@ def short_names(names: Sequence[str]) -> list[str]:
 def clipped(name: str, length: int = 18) -> str:
     """A name that fits on an axis; the end tells more than the beginning."""
     return name if len(name) <= length else f"…{name[1 - length :]}"
+
+
+def titled(text: str, standoff: int = 6) -> dict[str, Any]:
+    """The title of an axis."""
+    return {"title": {"text": text, "standoff": standoff}}
+
+
+def margins(left: int, right: int, top: int, bottom: int) -> dict[str, int]:
+    """Room around a panel, in pixels."""
+    return {"l": left, "r": right, "t": top, "b": bottom}
+
+
+def row_axis(rows: Sequence[tuple[Variant, Any]]) -> dict[str, Any]:
+    """The y axis of a chart with one row per variant, the first on top."""
+    few = len(rows) <= 60
+    names = [plain(v.label) for v, _ in rows]
+    ticks = {"tickvals": list(range(len(rows))), "ticktext": names} if few else {}
+    return {"autorange": "reversed", "automargin": True, "showticklabels": few, **ticks}
 
 
 def row_labels(rows: Sequence[tuple[Variant, Any]]) -> dict[str, list[Any]]:

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
-
-import plotly.graph_objects as go
 
 from gradscope.report import labels
-from gradscope.report.charts import PALETTE, Chart, Panel
+from gradscope.report.chart import PALETTE, Chart, Panel
 from gradscope.report.effects import METRICS, Effect
-from gradscope.report.figures.common import Study, clipped, plain
+from gradscope.report.figures.common import Drawing, clipped, margins, plain
 
 
-def main_effects(study: Study) -> Chart | None:
+def main_effects(drawing: Drawing) -> Chart | None:
     """Main effects of all factors, one panel per metric."""
     return _effect_chart(
-        study,
-        [e for e in study.effects if e.is_main],
+        drawing,
+        [e for e in drawing.effects if e.is_main],
         "effects",
         "Main effects",
         "Each mark compares one level of a factor with its first level in the grid: the mean "
@@ -26,15 +23,15 @@ def main_effects(study: Study) -> Chart | None:
     )
 
 
-def interactions(study: Study) -> Chart | None:
+def interactions(drawing: Drawing) -> Chart | None:
     """Largest two-way interactions, one panel per metric."""
     chosen: list[Effect] = []
     for metric in METRICS:
-        of_metric = [e for e in study.effects if not e.is_main and e.metric == metric.key]
+        of_metric = [e for e in drawing.effects if not e.is_main and e.metric == metric.key]
         of_metric.sort(key=lambda e: -abs(e.estimate))
         chosen += of_metric[:10]
     return _effect_chart(
-        study,
+        drawing,
         chosen,
         "interactions",
         "Two-way interactions",
@@ -44,7 +41,7 @@ def interactions(study: Study) -> Chart | None:
 
 
 def _effect_chart(
-    study: Study, found: Sequence[Effect], key: str, title: str, caption: str
+    drawing: Drawing, found: Sequence[Effect], key: str, title: str, caption: str
 ) -> Chart | None:
     panels = []
     for metric in METRICS:
@@ -54,7 +51,7 @@ def _effect_chart(
             panels.append(_effect_panel(of_metric, f"{metric.title}{unit}"))
     if not panels:
         return None
-    seeds = study.tables.n_seeds
+    seeds = drawing.tables.n_seeds
     ends = (
         "Bars are 95 % intervals over seeds; filled marks differ from zero after Holm's correction."
         if seeds > 1
@@ -78,51 +75,48 @@ def _effect_panel(found: Sequence[Effect], title: str) -> Panel:
     shown = list(reversed(found))
     y = list(range(len(shown)))
     measured = any(math.isfinite(e.low) for e in shown)
-    figure = go.Figure()
-    figure.add_vline(x=0, line={"width": 1, "color": "#888888"})
-    pick = partial(_ends, measured=measured)
-    ends = [pick(e) for e in shown]
-    figure.add_trace(
-        go.Scatter(
-            x=[e.estimate for e in shown],
-            y=y,
-            text=[plain(effect_label(e)) for e in shown],
-            customdata=[_effect_words(e) for e in shown],
-            mode="markers",
-            marker={
-                "size": 10,
-                "color": PALETTE[0],
-                "symbol": ["circle" if e.is_certain else "circle-open" for e in shown],
-                "line": {"width": 2},
-            },
-            error_x={
-                "type": "data",
-                "symmetric": False,
-                "array": [high - e.estimate for e, (_, high) in zip(shown, ends, strict=True)],
-                "arrayminus": [e.estimate - low for e, (low, _) in zip(shown, ends, strict=True)],
-                "thickness": 2.5 if measured else 0.8,
-                "width": 5 if measured else 0,
-                "color": PALETTE[0],
-            },
-            hovertemplate="%{text}<br>%{customdata}<extra></extra>",
-            meta={
-                "c": 0,
-                "effects": [
-                    [e.metric, e.factor, e.level, e.reference, e.by, e.by_level, e.by_reference]
-                    for e in shown
-                ],
-            },
-        )
-    )
-    figure.update_yaxes(
-        tickvals=y,
-        ticktext=[plain(clipped(effect_label(e), 34)) for e in shown],
-        range=[-0.6, len(shown) - 0.4],
-        automargin=True,
-    )
-    figure.update_xaxes(nticks=5)
-    figure.update_layout(margin={"l": 8, "r": 14, "t": 4, "b": 36}, showlegend=False)
-    return Panel(title, figure, f"{title}: {labels.count(len(shown), 'comparison')}")
+    ends = [_ends(e, measured=measured) for e in shown]
+    marks = {
+        "type": "scatter",
+        "x": [e.estimate for e in shown],
+        "y": y,
+        "text": [plain(effect_label(e)) for e in shown],
+        "customdata": [_effect_words(e) for e in shown],
+        "mode": "markers",
+        "marker": {
+            "size": 10,
+            "color": PALETTE[0],
+            "symbol": ["circle" if e.is_certain else "circle-open" for e in shown],
+            "line": {"width": 2},
+        },
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [high - e.estimate for e, (_, high) in zip(shown, ends, strict=True)],
+            "arrayminus": [e.estimate - low for e, (low, _) in zip(shown, ends, strict=True)],
+            "thickness": 2.5 if measured else 0.8,
+            "width": 5 if measured else 0,
+            "color": PALETTE[0],
+        },
+        "hovertemplate": "%{text}<br>%{customdata}<extra></extra>",
+        "meta": {"c": 0, "effects": [_identity(e) for e in shown]},
+    }
+    names = [plain(clipped(effect_label(e), 34)) for e in shown]
+    span = [-0.6, len(shown) - 0.4]
+    zero = {"type": "line", "yref": "paper", "x0": 0, "x1": 0, "y0": 0, "y1": 1}
+    layout = {
+        "xaxis": {"nticks": 5},
+        "yaxis": {"tickvals": y, "ticktext": names, "range": span, "automargin": True},
+        "margin": margins(8, 14, 4, 36),
+        "showlegend": False,
+        "shapes": [zero | {"line": {"width": 1, "color": "#888888"}}],
+    }
+    return Panel(title, (marks,), layout, f"{title}: {labels.count(len(shown), 'comparison')}")
+
+
+def _identity(e: Effect) -> list[str]:
+    """By which the page finds the comparison again, to recompute it under a filter."""
+    return [e.metric, e.factor, e.level, e.reference, e.by, e.by_level, e.by_reference]
 
 
 def _ends(effect: Effect, *, measured: bool) -> tuple[float, float]:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from gradscope.report import labels
-from gradscope.report.charts import PALETTE, Chart, Key, Panel
+from gradscope.report.chart import PALETTE, Chart, Key, Panel
 from gradscope.report.figures.common import (
     SEQUENTIAL,
-    Study,
+    Drawing,
     cell_title,
     clipped,
+    margins,
     plain,
+    row_axis,
     row_labels,
     short_names,
+    titled,
 )
 from gradscope.report.figures.lines import LineChart, Series, line_chart
 from gradscope.report.reading import Floats, Reading, evenly
@@ -31,7 +35,7 @@ DEPTH_BINS = 48
 """Columns of the map of gradients over relative depth."""
 
 
-def gradient_profile(study: Study) -> Chart | None:
+def gradient_profile(drawing: Drawing) -> Chart | None:
     """Norm of the gradient against depth."""
 
     def of_blocks(reading: Reading) -> Series | None:
@@ -59,7 +63,7 @@ def gradient_profile(study: Study) -> Chart | None:
         log=True,
         named_x=True,
     )
-    chart = line_chart(study, spec, of_blocks)
+    chart = line_chart(drawing, spec, of_blocks)
     if chart is not None:
         return chart
     by_weight = replace(
@@ -72,14 +76,14 @@ def gradient_profile(study: Study) -> Chart | None:
             "gradients, forward and backward decay can cancel."
         ),
     )
-    return line_chart(study, by_weight, of_weights)
+    return line_chart(drawing, by_weight, of_weights)
 
 
 def _pow10(log10: Sequence[float]) -> list[float]:
     return [10.0**v for v in log10]
 
 
-def chi_profile(study: Study) -> Chart | None:
+def chi_profile(drawing: Drawing) -> Chart | None:
     """Measured chi, with the predicted one where there is one."""
 
     def measured(reading: Reading) -> Series | None:
@@ -101,17 +105,9 @@ def chi_profile(study: Study) -> Chart | None:
         named_x=True,
         reference=1.0,
     )
-    chart = line_chart(study, spec, measured)
-    if chart is None or not any(
-        math.isfinite(v) for r in study.tables.readings for v in r.predicted
-    ):
+    chart = line_chart(drawing, spec, measured, partial(_predictions, drawing))
+    if chart is None or not any(t["mode"] == "markers" for p in chart.panels for t in p.data):
         return chart
-    facets = {facet.title: facet for facet in study.scheme.facets}
-    for panel in chart.panels:
-        for variant in facets[panel.title].variants:
-            reading = study.readings(variant)[0]
-            if any(math.isfinite(v) for v in reading.predicted):
-                panel.figure.add_trace(_prediction(study, variant, reading))
     return replace(
         chart,
         caption=f"{chart.caption} Open circles are what mean-field theory predicts.",
@@ -119,27 +115,31 @@ def chi_profile(study: Study) -> Chart | None:
     )
 
 
-def _prediction(study: Study, variant: Variant, reading: Reading) -> go.Scatter:
-    key = study.scheme.style(variant)
-    return go.Scatter(
-        x=np.arange(len(reading.predicted), dtype=np.float32),
-        y=np.asarray(reading.predicted, dtype=np.float32),
-        mode="markers",
-        marker={"symbol": "circle-open", "size": 9, "color": PALETTE[key.colour]},
-        name=f"{plain(variant.label)}, predicted",
-        hovertemplate="%{fullData.name}: chi = %{y:.3g}<extra></extra>",
-        meta={"v": variant.index, "c": key.colour},
-    )
+def _predictions(drawing: Drawing, variant: Variant) -> Iterable[dict[str, Any]]:
+    """Open circles at the predicted chi, the same for all seeds of a variant."""
+    key = drawing.scheme.style(variant)
+    for reading in drawing.readings(variant)[:1]:
+        if any(math.isfinite(v) for v in reading.predicted):
+            yield {
+                "type": "scatter",
+                "x": np.arange(len(reading.predicted), dtype=np.float32),
+                "y": np.asarray(reading.predicted, dtype=np.float32),
+                "mode": "markers",
+                "marker": {"symbol": "circle-open", "size": 9, "color": PALETTE[key.colour]},
+                "name": f"{plain(variant.label)}, predicted",
+                "hovertemplate": "%{fullData.name}: chi = %{y:.3g}<extra></extra>",
+                "meta": {"v": variant.index, "c": key.colour},
+            }
 
 
-def first_to_last(study: Study) -> Chart | None:
+def first_to_last(drawing: Drawing) -> Chart | None:
     """First-to-last ratio of the gradient norm over the steps."""
 
     def of(reading: Reading) -> Series | None:
         flow = reading.flow
         if flow is None or not flow.chi:
             return None
-        kept = evenly(len(reading.steps), study.tables.limits.losses)
+        kept = evenly(len(reading.steps), drawing.tables.limits.losses)
         return Series([reading.steps[i] for i in kept], [flow.first_to_last[i] for i in kept])
 
     spec = LineChart(
@@ -155,16 +155,16 @@ def first_to_last(study: Study) -> Chart | None:
         log=True,
         reference=1.0,
     )
-    if all(len(r.steps) < 2 for r in study.tables.readings):
+    if all(len(r.steps) < 2 for r in drawing.tables.readings):
         return None
-    return line_chart(study, spec, of)
+    return line_chart(drawing, spec, of)
 
 
-def flow_map(study: Study) -> Chart | None:
+def flow_map(drawing: Drawing) -> Chart | None:
     """Gradient over relative depth, one row per variant."""
     rows = []
-    for variant in study.tables.variants:
-        profiles = [_relative(r) for r in study.readings(variant)]
+    for variant in drawing.tables.variants:
+        profiles = [_relative(r) for r in drawing.readings(variant)]
         known = [p for p in profiles if p is not None]
         if known:
             rows.append((variant, np.mean(known, axis=0)))
@@ -173,24 +173,25 @@ def flow_map(study: Study) -> Chart | None:
     rows.sort(key=lambda row: (round(row[1][0], 1), row[0].index))
     values = np.array([row[1] for row in rows])
     span = max(1.0, float(np.nanquantile(np.abs(values), 0.98)))
-    shown = [plain(variant.label) for variant, _ in rows]
-    depth = np.linspace(0, 1, DEPTH_BINS)
-    figure = go.Figure(
-        go.Heatmap(
-            z=values.astype(np.float32),
-            x=depth.astype(np.float32),
-            y=list(range(len(rows))),
-            text=shown,
-            zmin=-span,
-            zmax=span,
-            colorscale=DIVERGING,
-            hovertemplate="%{text}<br>depth %{x:.0%}: %{z:+.2f} decades<extra></extra>",
-            colorbar={"title": {"text": "decades"}, "thickness": 12, "outlinewidth": 0},
-            meta={**row_labels(rows), "diverging": True},
-        )
-    )
-    figure.update_xaxes(title="depth: input (0 %) to output (100 %)", tickformat=".0%")
-    figure.update_layout(margin={"l": 8, "r": 8, "t": 8, "b": 48})
+    heat = {
+        "type": "heatmap",
+        "z": values.astype(np.float32),
+        "x": np.linspace(0, 1, DEPTH_BINS, dtype=np.float32),
+        "y": list(range(len(rows))),
+        "text": [plain(variant.label) for variant, _ in rows],
+        "zmin": -span,
+        "zmax": span,
+        "colorscale": DIVERGING,
+        "hovertemplate": "%{text}<br>depth %{x:.0%}: %{z:+.2f} decades<extra></extra>",
+        "colorbar": {"title": {"text": "decades"}, "thickness": 12, "outlinewidth": 0},
+        "meta": {**row_labels(rows), "diverging": True, "per_row": True},
+    }
+    layout = {
+        "xaxis": {**titled("depth: input (0 %) to output (100 %)"), "tickformat": ".0%"},
+        "yaxis": row_axis(rows),
+        "margin": margins(8, 8, 8, 48),
+    }
+    described = f"Heat map of {labels.count(len(rows), 'variant')} by depth"
     return Chart(
         key="map",
         title="Every variant at a glance",
@@ -199,7 +200,7 @@ def flow_map(study: Study) -> Chart | None:
             "relative depth; one row per variant, from the most vanishing (top) to the most "
             "exploding (bottom)."
         ),
-        panels=(Panel("", figure, f"Heat map of {labels.count(len(rows), 'variant')} by depth"),),
+        panels=(Panel("", (heat,), layout, described),),
         table="blocks",
         wide=True,
         options={"rows": True},
@@ -216,10 +217,9 @@ def _relative(reading: Reading) -> Floats | None:
     return np.asarray(np.interp(np.linspace(0, 1, DEPTH_BINS), at, values - values[-1]))
 
 
-def layer_heat(study: Study) -> Chart | None:
+def layer_heat(drawing: Drawing) -> Chart | None:
     """Layer x step heat map per cell, on one colour scale."""
-    readings = [(v, r) for v in study.tables.variants for r in study.readings(v)]
-    readings = [(v, r) for v, r in readings if r.heat.log10.size and len(r.heat.steps) > 1]
+    readings = [(v, r) for v, r in drawing.cells() if r.heat.log10.size and len(r.heat.steps) > 1]
     if not readings:
         return None
     every = np.concatenate([r.heat.log10.ravel() for _, r in readings])
@@ -227,11 +227,11 @@ def layer_heat(study: Study) -> Chart | None:
     if not every.size:
         return None
     low, high = (float(q) for q in np.quantile(every, [0.01, 0.99]))
-    seeded = study.tables.n_seeds > 1
+    seeded = drawing.tables.n_seeds > 1
     panels = [_heat_panel(v, r, (low, high), seeded=seeded) for v, r in readings]
     notes = []
     if any(r.heat.thinned for _, r in readings):
-        limits = study.tables.limits
+        limits = drawing.tables.limits
         notes.append(
             f"Thinned evenly to at most {limits.steps} of the recorded steps and {limits.layers} "
             "layers per cell."
@@ -247,6 +247,7 @@ def layer_heat(study: Study) -> Chart | None:
         panels=tuple(panels),
         table="heat",
         notes=tuple(notes),
+        most=32,
         options={"scale": ["sequential", f"1e{low:.1f}", f"1e{high:.1f}"]},
     )
 
@@ -257,24 +258,25 @@ def _heat_panel(
     heat = reading.heat
     names = short_names(heat.layers)
     at = evenly(len(names), 6)
-    figure = go.Figure(
-        go.Heatmap(
-            z=heat.log10.T.astype(np.float32),
-            x=np.asarray(heat.steps, dtype=np.float32),
-            y=np.arange(len(names), dtype=np.float32),
-            text=[plain(name) for name in heat.layers],
-            zmin=limits[0],
-            zmax=limits[1],
-            colorscale=SEQUENTIAL,
-            showscale=False,
-            hovertemplate="%{text}<br>step %{x}: 10^%{z:.2f}<extra></extra>",
-            meta={"v": variant.index, "perRow": True},
-        )
-    )
-    figure.update_xaxes(title="step", nticks=5)
-    figure.update_yaxes(
-        autorange="reversed", tickvals=at, ticktext=[plain(clipped(names[i], 14)) for i in at]
-    )
-    figure.update_layout(margin={"l": 92, "r": 8, "t": 4, "b": 40})
+    trace = {
+        "type": "heatmap",
+        "z": heat.log10.T.astype(np.float32),
+        "x": np.asarray(heat.steps, dtype=np.float32),
+        "y": np.arange(len(names), dtype=np.float32),
+        "text": [plain(name) for name in heat.layers],
+        "zmin": limits[0],
+        "zmax": limits[1],
+        "colorscale": SEQUENTIAL,
+        "showscale": False,
+        "hovertemplate": "%{text}<br>step %{x}: 10^%{z:.2f}<extra></extra>",
+        "meta": {"v": variant.index, "per_row": True},
+    }
+    ticks = [plain(clipped(names[i], 14)) for i in at]
+    layout = {
+        "xaxis": {**titled("step"), "nticks": 5},
+        "yaxis": {"autorange": "reversed", "tickvals": at, "ticktext": ticks},
+        "margin": margins(92, 8, 4, 40),
+    }
     title = cell_title(variant, reading, seeded=seeded)
-    return Panel(title, figure, f"Heat map of {labels.count(len(names), 'layer')} by step: {title}")
+    words = f"Heat map of {labels.count(len(names), 'layer')} by step: {title}"
+    return Panel(title, (trace,), layout, words)

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from gradscope.report import labels
-from gradscope.report.charts import PALETTE, Chart, Key, Panel
-from gradscope.report.figures.common import Study, clipped, plain, short_names
+from gradscope.report.chart import PALETTE, Chart, Key, Panel
+from gradscope.report.figures.common import Drawing, clipped, margins, plain, short_names, titled
 from gradscope.report.reading import Floats, Reading, evenly
 from gradscope.report.scheme import Facet
 from gradscope.report.tables import Variant
@@ -30,53 +29,6 @@ class Series:
     x: Sequence[float]
     y: Sequence[float]
     text: Sequence[str] = ()
-
-
-def _stack(series: Sequence[Series]) -> tuple[Series, Floats]:
-    """The longest of the series, and all of them padded with NaN, shape (seeds, points)."""
-    longest = max(series, key=lambda s: len(s.x))
-    values = np.full((len(series), len(longest.x)), np.nan)
-    for row, one in zip(values, series, strict=True):
-        row[: len(one.y)] = one.y
-    return longest, values
-
-
-def _centre(values: Floats, *, log: bool) -> Floats:
-    """Mean over seeds, geometric on a log axis; NaN where no seed has a value."""
-    known = np.isfinite(values) & ((values > 0) | (not log))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.where(known, np.log10(values) if log else values, 0.0)
-        mean = logs.sum(axis=0) / known.sum(axis=0)
-    return np.asarray(10**mean if log else mean)
-
-
-def _lines(
-    variant: Variant, key: Key, series: Sequence[Series], hover: str, *, log: bool
-) -> Iterable[go.Scatter]:
-    """The line of one variant, and the band between its lowest and highest seed."""
-    longest, values = _stack(series)
-    meta = {"v": variant.index, "c": key.colour}
-    colour = PALETTE[key.colour]
-    x = np.asarray(longest.x, dtype=np.float32)
-    if len(series) > 1:
-        with np.errstate(all="ignore"):
-            low, high = np.fmin.reduce(values), np.fmax.reduce(values)
-        line = {"width": 0, "color": colour}
-        shared = {"x": x, "mode": "lines", "line": line, "hoverinfo": "skip", "meta": meta}
-        yield go.Scatter(y=low.astype(np.float32), **shared)
-        yield go.Scatter(y=high.astype(np.float32), fill="tonexty", **shared)
-    few = len(x) <= 30
-    yield go.Scatter(
-        x=x,
-        y=_centre(values, log=log).astype(np.float32),
-        text=[plain(t) for t in longest.text] or None,
-        name=plain(variant.label),
-        mode="lines+markers" if few else "lines",
-        line={"color": colour, "dash": key.dash, "width": 2},
-        marker={"size": 5, "symbol": key.symbol, "color": colour},
-        hovertemplate=hover,
-        meta=meta,
-    )
 
 
 @dataclass(frozen=True)
@@ -99,14 +51,76 @@ class LineChart:
     percent: bool = False
 
 
+def _stack(series: Sequence[Series]) -> tuple[Series, Floats]:
+    """The longest of the series, and all of them padded with NaN, shape (seeds, points)."""
+    longest = max(series, key=lambda s: len(s.x))
+    values = np.full((len(series), len(longest.x)), np.nan)
+    for row, one in zip(values, series, strict=True):
+        row[: len(one.y)] = one.y
+    return longest, values
+
+
+def _centre(values: Floats, *, log: bool) -> Floats:
+    """Mean over seeds, geometric on a log axis; NaN where no seed has a value."""
+    known = np.isfinite(values) & ((values > 0) | (not log))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        logs = np.where(known, np.log10(values) if log else values, 0.0)
+        mean = logs.sum(axis=0) / known.sum(axis=0)
+    return np.asarray(10**mean if log else mean)
+
+
+def _lines(
+    variant: Variant, key: Key, series: Sequence[Series], spec: LineChart
+) -> Iterable[dict[str, Any]]:
+    """The line of one variant, and the band between its lowest and highest seed."""
+    longest, values = _stack(series)
+    meta = {"v": variant.index, "c": key.colour}
+    colour = PALETTE[key.colour]
+    x = np.asarray(longest.x, dtype=np.float32)
+    if len(series) > 1:
+        with np.errstate(all="ignore"):
+            low, high = np.fmin.reduce(values), np.fmax.reduce(values)
+        line = {"width": 0, "color": colour}
+        shared = {"type": "scatter", "x": x, "mode": "lines", "line": line, "meta": meta}
+        shared["hoverinfo"] = "skip"
+        yield shared | {"y": low.astype(np.float32)}
+        yield shared | {"y": high.astype(np.float32), "fill": "tonexty"}
+    few = len(x) <= 30
+    yield {
+        "type": "scatter",
+        "x": x,
+        "y": _centre(values, log=spec.log).astype(np.float32),
+        "text": [plain(t) for t in longest.text],
+        "name": plain(variant.label),
+        "mode": "lines+markers" if few else "lines",
+        "line": {"color": colour, "dash": key.dash, "width": 2},
+        "marker": {"size": 5, "symbol": key.symbol, "color": colour},
+        "hovertemplate": spec.hover,
+        "meta": meta,
+    }
+
+
 def line_chart(
-    study: Study, spec: LineChart, of: Callable[[Reading], Series | None]
+    drawing: Drawing,
+    spec: LineChart,
+    of: Callable[[Reading], Series | None],
+    extra: Callable[[Variant], Iterable[dict[str, Any]]] = lambda _: (),
 ) -> Chart | None:
-    """Small multiples of lines over the facets of the study's scheme, with one shared y axis."""
+    """Small multiples of lines over the facets of the scheme, with one shared y axis.
+
+    Args:
+        drawing: what is drawn.
+        spec: how.
+        of: the series of one cell, None where it has none.
+        extra: further plotly traces of a variant, drawn over its line.
+
+    Returns:
+        The chart; None where no cell has a series.
+    """
     drawn: list[tuple[Facet, dict[int, list[Series]]]] = []
-    for facet in study.scheme.facets:
+    for facet in drawing.scheme.facets:
         found = {
-            v.index: [s for s in map(of, study.readings(v)) if s is not None and len(s.x)]
+            v.index: [s for s in map(of, drawing.readings(v)) if s is not None and len(s.x)]
             for v in facet.variants
         }
         found = {index: series for index, series in found.items() if series}
@@ -116,9 +130,17 @@ def line_chart(
         return None
     every = [np.asarray(s.y, dtype=float) for _, f in drawn for ss in f.values() for s in ss]
     limits = _limits(np.concatenate(every), spec)
-    panels = [_line_panel(study, spec, facet, found, limits) for facet, found in drawn]
+    panels = []
+    for facet, found in drawn:
+        data: list[dict[str, Any]] = []
+        for variant in (v for v in facet.variants if v.index in found):
+            key = drawing.scheme.style(variant)
+            data += [*_lines(variant, key, found[variant.index], spec), *extra(variant)]
+        words = f"{spec.title}: {spec.y_title} against {spec.x_title}"
+        words += f", {labels.count(len(found), 'line')}"
+        panels.append(Panel(facet.title, tuple(data), _layout(spec, found, limits), words))
     n_lines = max(len(found) for _, found in drawn)
-    many = len(study.tables.variants) > MANY and n_lines > LINES_OF_MANY
+    many = len(drawing.tables.variants) > MANY and n_lines > LINES_OF_MANY
     notes = []
     if many:
         notes.append(
@@ -126,7 +148,7 @@ def line_chart(
             "chosen in the order of the grid; filter to see others."
         )
     return Chart(
-        spec.key, spec.title, spec.caption, tuple(panels), study.scheme.legend, spec.table,
+        spec.key, spec.title, spec.caption, tuple(panels), drawing.scheme.legend, spec.table,
         tuple(notes), wide=len(panels) == 1, lines=LINES_OF_MANY if many else 0,
     )  # fmt: skip
 
@@ -147,31 +169,28 @@ def _limits(values: Floats, spec: LineChart) -> list[float]:
     return [low - pad, high + pad]
 
 
-def _line_panel(
-    study: Study, spec: LineChart, facet: Facet, found: dict[int, list[Series]], y: list[float]
-) -> Panel:
-    figure = go.Figure()
-    if spec.reference is not None:
-        figure.add_hline(y=spec.reference, line={"width": 1, "color": "#888888"})
-    for variant in facet.variants:
-        if variant.index in found:
-            key = study.scheme.style(variant)
-            figure.add_traces(
-                list(_lines(variant, key, found[variant.index], spec.hover, log=spec.log))
-            )
-    figure.update_yaxes(title={"text": spec.y_title, "standoff": 4}, range=y)
+def _layout(spec: LineChart, found: dict[int, list[Series]], limits: list[float]) -> dict[str, Any]:
+    series = [one for of_variant in found.values() for one in of_variant]
+    y_axis: dict[str, Any] = {**titled(spec.y_title, 4), "range": limits}
     if spec.log:
-        figure.update_yaxes(type="log", exponentformat="power", **_ticks(y))
+        y_axis |= {"type": "log", "exponentformat": "power", **_ticks(limits)}
     if spec.percent:
-        figure.update_yaxes(tickformat=".0%")
-    figure.update_xaxes(title={"text": spec.x_title, "standoff": 6})
+        y_axis["tickformat"] = ".0%"
+    x_axis = _named_axis(series) if spec.named_x else titled(spec.x_title)
     if spec.x_title == "epoch":
-        figure.update_xaxes(tickformat="d", nticks=6)
-    if spec.named_x:
-        _name_positions(figure, [s for series in found.values() for s in series])
-    figure.update_layout(showlegend=False, margin={"l": 58, "r": 10, "t": 8, "b": 44})
-    described = f"{spec.title}: {spec.y_title} against {spec.x_title}"
-    return Panel(facet.title, figure, f"{described}, {labels.count(len(found), 'line')}")
+        x_axis |= {"tick0": 1, "dtick": max(1, math.ceil(max(len(s.x) for s in series) / 8))}
+    return {
+        "xaxis": x_axis,
+        "yaxis": y_axis,
+        "showlegend": False,
+        "margin": margins(58, 10, 8, 44),
+        "shapes": [] if spec.reference is None else [_line_at(spec.reference)],
+    }
+
+
+def _line_at(y: float) -> dict[str, Any]:
+    line = {"width": 1, "color": "#888888"}
+    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line}
 
 
 def _ticks(limits: Sequence[float]) -> dict[str, Any]:
@@ -180,14 +199,12 @@ def _ticks(limits: Sequence[float]) -> dict[str, Any]:
     return {"dtick": max(1, math.ceil(span / 7))} if span > 2 else {"nticks": 6}
 
 
-def _name_positions(figure: go.Figure, series: Sequence[Series]) -> None:
-    """Write names on the x axis where all lines of a panel share them; else leave positions."""
+def _named_axis(series: Sequence[Series]) -> dict[str, Any]:
+    """Names on the x axis where all lines of a panel share them; else positions."""
     names = {tuple(s.text) for s in series}
     if len(names) != 1:
-        figure.update_xaxes(title="position in execution order")
-        return
+        return titled("position in execution order")
     shown = short_names(next(iter(names)))
     at = evenly(len(shown), 8)
-    figure.update_xaxes(
-        tickvals=at, ticktext=[plain(clipped(shown[i])) for i in at], tickangle=-40, title=None
-    )
+    ticks = [plain(clipped(shown[i])) for i in at]
+    return {"tickvals": at, "ticktext": ticks, "tickangle": -40}

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
-from gradscope.report.charts import PALETTE, Chart
-from gradscope.report.figures.common import Study, plain
+from gradscope.report.chart import PALETTE, Chart
+from gradscope.report.figures.common import Drawing, plain
 from gradscope.report.figures.lines import LineChart, Series, line_chart
 from gradscope.report.reading import Reading
 from gradscope.report.tables import Variant
 
 
-def loss_by_step(study: Study) -> Chart | None:
+def loss_by_step(drawing: Drawing) -> Chart | None:
     """Training loss against the step: smoothed, with the raw one behind it."""
 
     def smooth(reading: Reading) -> Series:
         return Series(reading.curve.step, reading.curve.smooth)
 
-    several = study.tables.n_seeds > 1
+    several = drawing.tables.n_seeds > 1
     spec = LineChart(
         key="loss",
         title="Training loss by step",
@@ -33,67 +35,54 @@ def loss_by_step(study: Study) -> Chart | None:
         table="loss",
         y_title="loss",
         hover="%{fullData.name}<br>step %{x}: %{y:.4g}<extra></extra>",
-        log=_spans_decades(study),
+        log=_spans_decades(drawing),
     )
-    chart = line_chart(study, spec, smooth)
-    if chart is None:
-        return None
-    facets = {facet.title: facet for facet in study.scheme.facets}
-    for panel in chart.panels:
-        for variant in facets[panel.title].variants:
-            for reading in study.readings(variant):
-                _add_raw(study, panel.figure, variant, reading, raw=not several)
-    thinned = any(r.curve.thinned for r in study.tables.readings)
-    note = f"Thinned evenly to at most {study.tables.limits.losses} points per cell."
-    return replace(chart, notes=(*chart.notes, *([note] if thinned else [])))
+    chart = line_chart(drawing, spec, smooth, partial(_behind_loss, drawing, raw=not several))
+    if chart is None or not any(r.curve.thinned for r in drawing.tables.readings):
+        return chart
+    note = f"Thinned evenly to at most {drawing.tables.limits.losses} points per cell."
+    return replace(chart, notes=(*chart.notes, note))
 
 
-def _add_raw(
-    study: Study, figure: go.Figure, variant: Variant, reading: Reading, *, raw: bool
-) -> None:
-    key = study.scheme.style(variant)
-    meta = {"v": variant.index, "c": key.colour}
-    curve = reading.curve
-    if raw and len(curve.step) > 1:
-        figure.add_trace(
-            go.Scatter(
-                x=np.asarray(curve.step, dtype=np.float32),
-                y=np.asarray(curve.raw, dtype=np.float32),
-                mode="lines",
-                opacity=0.25,
-                line={"color": PALETTE[key.colour], "width": 1},
-                hoverinfo="skip",
-                meta=meta,
-            )
-        )
-    if reading.result.status == "diverged" and len(curve.step):
+def _behind_loss(drawing: Drawing, variant: Variant, *, raw: bool) -> Iterable[dict[str, Any]]:
+    """The raw loss, and a cross where it became non-finite."""
+    colour = drawing.scheme.style(variant).colour
+    shared = {"type": "scatter", "meta": {"v": variant.index, "c": colour}}
+    for reading in drawing.readings(variant):
+        curve = reading.curve
+        if raw and len(curve.step) > 1:
+            yield shared | {
+                "x": np.asarray(curve.step, dtype=np.float32),
+                "y": np.asarray(curve.raw, dtype=np.float32),
+                "mode": "lines",
+                "opacity": 0.25,
+                "line": {"color": PALETTE[colour], "width": 1},
+                "hoverinfo": "skip",
+            }
         finite = [i for i, y in enumerate(curve.smooth) if math.isfinite(y)]
-        if finite:
-            figure.add_trace(
-                go.Scatter(
-                    x=[curve.step[finite[-1]]],
-                    y=[curve.smooth[finite[-1]]],
-                    mode="markers",
-                    marker={"symbol": "x", "size": 11, "color": PALETTE[key.colour]},
-                    name=f"{plain(variant.label)}, diverged",
-                    hovertemplate="%{fullData.name} after step %{x}<extra></extra>",
-                    meta=meta,
-                )
-            )
+        if reading.result.status == "diverged" and finite:
+            yield shared | {
+                "x": [curve.step[finite[-1]]],
+                "y": [curve.smooth[finite[-1]]],
+                "mode": "markers",
+                "marker": {"symbol": "x", "size": 11, "color": PALETTE[colour]},
+                "name": f"{plain(variant.label)}, diverged",
+                "hovertemplate": "%{fullData.name} after step %{x}<extra></extra>",
+            }
 
 
-def _spans_decades(study: Study) -> bool:
+def _spans_decades(drawing: Drawing) -> bool:
     """Whether the losses need a log axis."""
-    parts = [np.asarray(r.curve.smooth, dtype=float) for r in study.tables.readings]
+    parts = [np.asarray(r.curve.smooth, dtype=float) for r in drawing.tables.readings]
     every = np.concatenate(parts) if parts else np.empty(0)
     every = every[np.isfinite(every)]
     return bool(every.size and every.min() > 0 and every.max() > 20 * np.median(every))
 
 
-def loss_by_epoch(study: Study) -> Chart | None:
+def loss_by_epoch(drawing: Drawing) -> Chart | None:
     """Validation loss against the epoch."""
     return _by_epoch(
-        study,
+        drawing,
         "val_loss",
         LineChart(
             key="val-loss",
@@ -103,15 +92,15 @@ def loss_by_epoch(study: Study) -> Chart | None:
             y_title="validation loss",
             x_title="epoch",
             hover="%{fullData.name}<br>epoch %{x}: %{y:.4g}<extra></extra>",
-            log=_spans_decades(study),
+            log=_spans_decades(drawing),
         ),
     )
 
 
-def accuracy_by_epoch(study: Study) -> Chart | None:
+def accuracy_by_epoch(drawing: Drawing) -> Chart | None:
     """Validation accuracy against the epoch."""
     return _by_epoch(
-        study,
+        drawing,
         "val_accuracy",
         LineChart(
             key="accuracy-epoch",
@@ -126,10 +115,10 @@ def accuracy_by_epoch(study: Study) -> Chart | None:
     )
 
 
-def gap_by_epoch(study: Study) -> Chart | None:
+def gap_by_epoch(drawing: Drawing) -> Chart | None:
     """Generalisation gap against the epoch."""
     return _by_epoch(
-        study,
+        drawing,
         "gap",
         LineChart(
             key="gap",
@@ -148,7 +137,7 @@ def gap_by_epoch(study: Study) -> Chart | None:
     )
 
 
-def _by_epoch(study: Study, name: str, spec: LineChart) -> Chart | None:
+def _by_epoch(drawing: Drawing, name: str, spec: LineChart) -> Chart | None:
     """One line per variant over the epochs; no chart for a single epoch, which a table tells."""
 
     def of(reading: Reading) -> Series | None:
@@ -161,4 +150,4 @@ def _by_epoch(study: Study, name: str, spec: LineChart) -> Chart | None:
             values = [getattr(e, name) for e in epochs]
         return Series([e.epoch for e in epochs], values)
 
-    return line_chart(study, spec, of)
+    return line_chart(drawing, spec, of)

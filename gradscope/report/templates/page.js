@@ -32,10 +32,15 @@
   const prefersDark = matchMedia("(prefers-color-scheme: dark)");
   let choice = "auto";
   const isDark = () => choice === "dark" || (choice === "auto" && prefersDark.matches);
-  const token = name => getComputedStyle(root).getPropertyValue(name).trim();
+  let tokens = new Map(); // read once per theme: each reading makes the browser lay out the page
+  const token = name => {
+    if (!tokens.has(name)) tokens.set(name, getComputedStyle(root).getPropertyValue(name).trim());
+    return tokens.get(name);
+  };
 
   const applyTheme = () => {
     root.dataset.theme = isDark() ? "dark" : "light";
+    tokens = new Map();
     const button = $("#theme");
     $("span", button).textContent = choice;
     button.setAttribute("aria-label", `Colour scheme: ${choice === "auto" ? "as the system" : choice}`);
@@ -45,7 +50,7 @@
     const axis = { gridcolor: token("--grid"), zerolinecolor: token("--line"), linecolor: token("--line"), tickfont: { size: 11 } };
     const themed = {
       ...layout,
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", autosize: true,
+      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: token("--ink"), size: 12, family: "system-ui, -apple-system, Segoe UI, Roboto, Noto Sans, sans-serif" },
       hoverlabel: { bgcolor: token("--raised"), bordercolor: token("--line"), font: { color: token("--ink"), size: 12 }, align: "left", namelength: -1 },
       hovermode: "closest", dragmode: "zoom",
@@ -117,9 +122,11 @@
     $("#filter-reset").hidden = !filtered;
   };
 
+  const isNarrow = () => innerWidth <= 640;
+
   // Hide panels that the filter empties, and those beyond the number that a chart shows at once.
   const layPanels = figure => {
-    const most = figure.dataset.all ? Infinity : +figure.dataset.most;
+    const most = figure.dataset.all ? Infinity : isNarrow() ? 6 : +figure.dataset.most;
     let n = 0;
     for (const panel of $$(".panel", figure)) {
       const variants = panel.dataset.v ? panel.dataset.v.split(" ") : null;
@@ -175,48 +182,79 @@
     return { ...trace, x: kept.map(i => trace.x[i]), y: kept.map(i => place.get(meta.rows[i])), text: kept.map(i => trace.text[i]) };
   };
 
+  // Sizes are kept: asking for one while drawing makes the browser lay out the page each time.
+  const sizes = new Map();
+  const sizeOf = plot => {
+    if (!sizes.has(plot)) sizes.set(plot, [plot.clientWidth, plot.clientHeight]);
+    return sizes.get(plot);
+  };
+  const isWide = plot => sizeOf(plot)[0] > 700;
+
   const rowLayout = (plot, panel, layout) => {
     const meta = panel.data[0].meta;
     const order = (meta.order || meta.rows);
     const kept = order.map((v, i) => i).filter(i => shown[order[i]]);
     const legible = kept.length <= 60;
-    const wide = plot.clientWidth > 700;
+    const wide = isWide(plot);
     const height = Math.max(7, Math.min(22, 720 / Math.max(kept.length, 1))) * kept.length;
-    plot.style.height = `${Math.max(160, Math.min(900, height) + layout.margin.t + layout.margin.b + 10)}px`;
+    layout.height = Math.max(160, Math.min(900, height) + layout.margin.t + layout.margin.b + 10);
+    plot.style.height = `${layout.height}px`;
     layout.yaxis = {
       ...layout.yaxis, automargin: true, range: [kept.length - 0.5, -0.5], autorange: false, ticks: "",
       showticklabels: legible, tickvals: kept.map((_, i) => i), showgrid: panel.data[0].type !== "heatmap",
       ticktext: kept.map(i => wide ? meta.labels[i] : meta.short[i]), tickfont: { size: kept.length > 40 ? 9 : 11 },
     };
-    if (!wide && panel.data[0].showscale !== false && panel.data[0].type === "heatmap") panel.data[0].showscale = false;
     return layout;
   };
 
-  const traceHeat = trace => trace.meta && trace.meta.perRow
+  const traceHeat = trace => trace.meta && trace.meta.per_row
     ? { ...trace, text: trace.text.map(name => trace.z[0].map(() => name)) } : trace;
 
   const drawing = plot => {
     const { chart, panel } = panelOf(plot);
     let layout = themedLayout(structuredClone(panel.layout));
+    [layout.width, layout.height] = sizeOf(plot);
     let traces = panel.data;
     if (chart.options.effects) traces = traces.map(recomputed);
     if (chart.options.rows) {
       traces = traces.map(sliced);
+      if (!isWide(plot)) traces = traces.map(trace => ({ ...trace, showscale: false }));
       layout = rowLayout(plot, panel, layout);
     } else {
-      traces = traces.filter(t => !t.meta || t.meta.v === undefined || shown[t.meta.v]).map(traceHeat);
-      traces = thinned(traces, chart.lines);
+      if (chart.lines) traces = thinned(traces.filter(isShown), chart.lines);
+      traces = traces.map(traceHeat).map((trace, i) => ({ ...trace, uid: `t${i}` }));
     }
     for (const shape of layout.shapes || []) shape.line.color = token("--soft");
     return [traces.map(themedTrace), layout];
   };
 
+  const isShown = trace => !trace.meta || trace.meta.v === undefined || shown[trace.meta.v];
+
+  // A filter hides lines without drawing anew, which takes plotly thirty times as long.
+  const toggled = plot => {
+    const { chart } = panelOf(plot);
+    if (chart.lines || chart.options.rows || chart.options.effects || !plot._fullData) return false;
+    const groups = new Map($$(".scatterlayer > .trace", plot).map(node => [node, [...node.classList]]));
+    for (const trace of plot._fullData) {
+      const visible = isShown(trace);
+      trace.visible = visible; // or hovering would still find it
+      for (const [node, classes] of groups) {
+        if (classes.includes(`trace${trace.uid}`)) node.style.display = visible ? "" : "none";
+      }
+    }
+    return true;
+  };
+
+  let themes = 0; // counts what makes every plot stale: a change of theme or width
   let state = 0; // counts filter and theme changes; a plot drawn at an older count is stale
   const draw = plot => {
     if (plot.dataset.state === String(state) || plot.closest("[hidden]")) return;
     plot.dataset.state = String(state);
+    if (plot.dataset.themes === String(themes) && toggled(plot)) return;
+    plot.dataset.themes = String(themes);
     const [traces, layout] = drawing(plot);
-    Plotly.react(plot, traces, layout, { displayModeBar: false, responsive: true });
+    Plotly.react(plot, traces, layout, { displayModeBar: false });
+    toggled(plot);
   };
 
   const nearby = new Set();
@@ -247,10 +285,11 @@
     return box.bottom > 0 && box.top < innerHeight;
   };
 
-  const redrawAll = () => {
+  const redrawAll = (all = false) => {
     state += 1;
+    if (all) themes += 1;
     if (!window.Plotly) return;
-    for (const plot of nearby) if (inView(plot)) draw(plot);
+    for (const plot of [...nearby].filter(inView)) draw(plot);
     drawSoon();
   };
 
@@ -363,7 +402,7 @@
     } else if (button.id === "theme") {
       choice = { auto: "light", light: "dark", dark: "auto" }[choice];
       applyTheme();
-      redrawAll();
+      redrawAll(true);
     }
   });
   const filters = $("#filters");
@@ -372,21 +411,32 @@
     filters.addEventListener("reset", () => setTimeout(applyFilter));
     filters.addEventListener("submit", event => event.preventDefault());
   }
-  prefersDark.addEventListener("change", () => { applyTheme(); redrawAll(); });
+  let width = innerWidth;
+  addEventListener("resize", () => {
+    if (innerWidth === width) return;
+    width = innerWidth;
+    sizes.clear();
+    for (const figure of $$(".chart")) layPanels(figure);
+    redrawAll(true);
+  });
+  prefersDark.addEventListener("change", () => { applyTheme(); redrawAll(true); });
   addEventListener("beforeprint", () => {
     const kept = choice;
     choice = "light";
     applyTheme();
     state += 1;
+    themes += 1;
     for (const plot of $$(".plot")) draw(plot);
     choice = kept;
   });
-  addEventListener("afterprint", () => { applyTheme(); redrawAll(); });
+  addEventListener("afterprint", () => { applyTheme(); redrawAll(true); });
 
   const start = async () => {
     applyTheme();
     for (const figure of $$(".chart")) layPanels(figure);
     sayFilter();
+    const details = $("#filters details");
+    if (details) details.open = !isNarrow() && $$("#filters input").length <= 30;
     if (!window.DecompressionStream) {
       $("#too-old").hidden = false;
       return;

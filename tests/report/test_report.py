@@ -1,0 +1,178 @@
+"""What can be drawn: traces, studies, several studies, partial ones; and what is refused."""
+
+import dataclasses
+import html
+import math
+
+import pandas as pd
+import pytest
+
+from gradscope.ablation.store import History, Study
+from gradscope.errors import ConfigError
+from gradscope.report import charts, merge, write_report
+
+TWO = {"skip": [True, False], "depth": [8, 16]}
+
+
+def opening(path):
+    """The sentences of a page, as a reader sees them."""
+    text = path.read_text("utf-8")
+    part = text[text.index("<header") : text.index("</header>")]
+    return html.unescape(part)
+
+
+def test_a_single_trace(studies, tmp_path, open_page):
+    """A probe or one recorded run has a page without comparisons, and it draws."""
+    trace = studies.make_trace(0, slope=-0.3)
+    page = write_report(trace, tmp_path / "flow.html")
+    with open_page(page) as visit:
+        visit.draw_all()
+        assert visit.complaints == []
+        assert visit.page.inner_text("#flow-title") == "Gradient flow"
+        assert visit.page.query_selector("#effects") is None
+        assert visit.page.query_selector("#filters") is None
+    assert "The gradient is vanishing." in opening(page)
+    assert "loses 0.30 decades of gradient per block" in opening(page)
+
+
+def test_a_probe_has_one_step_and_no_curve_over_steps(studies):
+    """What needs several steps is left out rather than drawn empty."""
+    found = charts(studies.make_trace(0, steps=1))
+    assert set(found) == {"profile", "chi"}
+
+
+def test_partial_study_says_what_is_missing(studies, tmp_path, open_page):
+    """Running, pending, failed and diverged cells are counted, and left out of comparisons."""
+    statuses = ["done", "running", "pending", "failed", "diverged", "done", "done", "done"]
+
+    def change(i, result):
+        status = statuses[i]
+        if status in ("running", "pending", "failed"):
+            result = dataclasses.replace(result, trace_path=None, history=History())
+        if status == "diverged":
+            broken = studies.make_history(i, accuracy=0.1, diverges_at=9)
+            result = dataclasses.replace(result, history=broken)
+        return dataclasses.replace(result, status=status, error="out of luck" * (i in (3, 4)))
+
+    study = studies.make_study(tmp_path / "runs", TWO, seeds=(0, 1), change=change)
+    page = write_report(study, tmp_path / "partial.html")
+    said = opening(page)
+    assert "1 has not run yet" in said
+    assert "1 is still running" in said
+    assert "1 failed" in said
+    assert "1 diverged" in said
+    with open_page(page) as visit:
+        visit.draw_all()
+        assert visit.complaints == []
+        badges = visit.page.eval_on_selector_all(
+            "#cells .badge", "all => all.map(e => e.innerText)"
+        )
+        assert {"✓ done", "… running", "○ pending", "! failed", "✕ diverged"} <= set(badges)
+        assert "step 9" in visit.page.inner_text("#summary")
+    cells = pd.read_csv(tmp_path / "partial.tables" / "cells.csv")
+    assert cells["final_loss"].notna().sum() == 4
+
+
+def test_nothing_has_run(studies, tmp_path, open_page):
+    """A study of which no cell has run has a page that says so."""
+
+    def change(_, result):
+        return dataclasses.replace(result, status="pending", trace_path=None, history=History())
+
+    study = studies.make_study(tmp_path / "runs", TWO, change=change)
+    page = write_report(study, tmp_path / "empty.html")
+    assert "None of the 4 cells has a recorded gradient yet." in opening(page)
+    with open_page(page) as visit:
+        visit.draw_all()
+        assert visit.complaints == []
+
+
+def test_a_trace_that_cannot_be_read_costs_only_its_cell(studies, tmp_path):
+    """A broken file is named; the other cells are drawn."""
+    study = studies.make_study(tmp_path / "runs", TWO)
+    study.results[0].trace_path.write_bytes(b"no parquet")
+    page = write_report(study, tmp_path / "broken.html")
+    assert "The trace of 1 cell could not be read." in opening(page)
+    cells = pd.read_csv(tmp_path / "broken.tables" / "cells.csv")
+    assert "not a readable Parquet file" in cells["error"][0]
+    assert cells["slope"].notna().sum() == 3
+
+
+def test_one_cell(studies, tmp_path, open_page):
+    """A study of one cell has no comparisons, and says nothing of intervals."""
+    study = studies.make_study(tmp_path / "runs", {"skip": [True]}, slope=lambda p, s: -0.2)
+    page = write_report(study, tmp_path / "one.html")
+    assert "interval" not in opening(page)
+    with open_page(page) as visit:
+        visit.draw_all()
+        assert visit.complaints == []
+        assert visit.page.query_selector("#effects") is None
+
+
+def test_seeds_missing_from_some_variants(studies, tmp_path):
+    """Variants with different numbers of seeds are compared over the seeds they share."""
+    full = studies.make_study(
+        tmp_path / "runs", TWO, seeds=(0, 1, 2), accuracy=lambda p, s: 0.4 + 0.1 * s * p["skip"]
+    )
+    study = dataclasses.replace(full, results=full.results[:-2])
+    page = write_report(study, tmp_path / "seeds.html")
+    assert "Variants have between 1 and 3 seeds." in opening(page)
+    effects = pd.read_csv(tmp_path / "seeds.tables" / "effects.csv")
+    skip = effects.query("metric == 'accuracy' and factor == 'skip' and by.isna()")
+    assert list(skip["n_seeds"]) == [1]
+    assert list(skip["n_pairs"]) == [2]
+
+
+def test_two_studies_are_compared_by_a_factor(studies, tmp_path):
+    """Of two studies, the study is one more factor with its effect."""
+    first = studies.make_study(tmp_path / "a", TWO, name="before", slope=lambda p, s: -0.3)
+    second = studies.make_study(tmp_path / "b", TWO, name="after", slope=lambda p, s: -0.1)
+    write_report([first, second], tmp_path / "both.html")
+    effects = pd.read_csv(tmp_path / "both.tables" / "effects.csv")
+    found = effects.query("metric == 'slope' and factor == 'study' and by.isna()")
+    assert list(found["estimate"]) == [pytest.approx(0.2, abs=0.02)]
+    assert list(found["n_pairs"]) == [4]
+
+
+def test_studies_of_one_name_and_other_factors_are_told_apart(studies, tmp_path):
+    """Two runs of one grid are told apart by revision or number; a factor may be missing in one."""
+    first = studies.make_study(tmp_path / "a", TWO)
+    second = studies.make_study(tmp_path / "b", {"skip": [True, False]})
+    study = merge.merged([first, second])
+    assert len(set(study.factors["study"])) == 2
+    assert study.factors["depth"] == (8, 16, None)
+    assert len({r.id for r in study.results}) == 6
+
+
+def test_charts_are_plotly_figures(studies, tmp_path):
+    """Each figure can be had alone, is a plotly figure, and shows itself in a notebook."""
+    study = studies.make_study(tmp_path / "runs", TWO)
+    found = charts(study)
+    profile = found["profile"].figures[0]
+    assert type(profile).__name__ == "Figure"
+    assert len(profile.data[0].y) == 12
+    assert "plotly" in found["heat"]._repr_html_()
+    for chart in found.values():
+        assert all(figure.data for figure in chart.figures)
+
+
+def test_smoothing_follows_its_definition():
+    """The smoothed loss is the exponentially weighted mean, computed here by its sum."""
+    from gradscope.report.reading import loss_curve
+
+    losses = [3.0, 2.0, math.nan, 1.0]
+    curve = loss_curve(History(tuple(losses)), 100)
+    alpha = 2 / (3 + 1)  # the span is at least three
+    known = [x for x in losses if not math.isnan(x)]
+    weights = [(1 - alpha) ** (len(known) - 1 - i) for i in range(len(known))]
+    expected = sum(w * x for w, x in zip(weights, known, strict=True)) / sum(weights)
+    assert curve.smooth[-1] == pytest.approx(expected)
+    assert math.isnan(curve.smooth[2])
+
+
+def test_bad_targets_are_refused(studies, tmp_path):
+    """A folder as the file, a study without cells: one line that says what would be right."""
+    with pytest.raises(ConfigError, match=r"is a folder; give the name of a file"):
+        write_report(studies.make_trace(0), tmp_path)
+    with pytest.raises(ConfigError, match="has no cells"):
+        write_report(Study("empty", {}, ()), tmp_path / "x.html")
