@@ -51,6 +51,9 @@ class Document:
 
     def where(self, path: KeyPath) -> str:
         """``grid.yaml:7``, or the option that set it, for the nearest key that is known."""
+        below = [option for key, option in self.overridden.items() if key[: len(path)] == path]
+        if path and below and path not in self.lines:  # a section that only options made
+            return below[0]
         for length in range(len(path), -1, -1):
             if path[:length] in self.overridden:
                 return self.overridden[path[:length]]
