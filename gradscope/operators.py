@@ -8,39 +8,17 @@ normalisation divides by) are read from the node; no backward pass is run.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Spread = Callable[[Tensor], Tensor]
-"""From the map of squared gradients over the positions of the output to that of the input."""
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """What one node does to the squared norm of the gradient, going backwards."""
-
-    factors: tuple[float, ...]
-    """One per input: |gradient of the input|^2 / |gradient of the output|^2."""
-    label: str = ""
-    """Kind of operation, for people; empty for one that only moves elements about."""
-    width: float = math.inf
-    """Units over which random weights average: spread at finite width."""
-    keeps_positions: bool = False
-    """Output and input have the same spatial positions."""
-    spread: Spread | None = None
-    """For convolutions: how the gradient spreads over positions; what is lost at the border is a
-    further factor."""
-    sizes: tuple[int, ...] = ()
-    """Spatial size of the output, where `spread` is given."""
-    reason: str = ""
-    """Why no result applies; the factors are then a guess of 1."""
-
+from gradscope.flux import Mix, Operation
 
 Rule = Callable[[Any], Operation]
 
@@ -102,18 +80,36 @@ def _dims(node: Any, rank: int) -> list[int]:
 
 
 def _move(node: Any) -> Operation:
+    return Operation((1.0,) * len(node.next_functions), keeps_channels=_same_channels(node))
+
+
+def _permute(node: Any) -> Operation:
     return Operation((1.0,) * len(node.next_functions))
 
 
-def _same(node: Any) -> Operation:
-    return Operation((1.0,) * len(node.next_functions), keeps_positions=True)
+def _same_channels(node: Any) -> bool:
+    """Whether samples and channels, the first two dimensions, are the same before and after."""
+    source, index = node.next_functions[0]
+    if source is None or hasattr(source, "variable"):
+        return False
+    before, after = output_shape(source, index), output_shape(node)
+    return len(after) > 1 and before[:2] == after[:2]
+
+
+def _elementwise_move(node: Any) -> Operation:
+    return _per_element((1.0,) * len(node.next_functions))
+
+
+def _per_element(factors: tuple[float, ...], label: str = "") -> Operation:
+    """An operation that treats every element by itself."""
+    return Operation(factors, label, keeps_positions=True, keeps_channels=True)
 
 
 def _add(node: Any) -> Operation:
     scale = _square(_saved(node, "alpha"))
     summed = all(n is not None and not hasattr(n, "variable") for n, _ in node.next_functions)
     label = "sum" if summed and len(node.next_functions) > 1 else ""
-    return Operation((1.0, scale), label, keeps_positions=True)
+    return _per_element((1.0, scale), label)
 
 
 def _multiply(node: Any) -> Operation:
@@ -122,7 +118,7 @@ def _multiply(node: Any) -> Operation:
         _square(_saved(node, "other")) if on else 0.0,
         _square(_saved(node, "self")) if by else 0.0,
     )
-    return Operation(factors, "product", keeps_positions=True)
+    return _per_element(factors, "product")
 
 
 def _divide(node: Any) -> Operation:
@@ -130,7 +126,7 @@ def _divide(node: Any) -> Operation:
     own = _square(divisor.float().reciprocal() if isinstance(divisor, Tensor) else 1 / divisor)
     by = _carries(node)[-1] and len(node.next_functions) > 1 and numerator is not None
     other = _square(numerator / divisor**2) if by else 0.0
-    return Operation((own, other), "product", keeps_positions=True)
+    return _per_element((own, other), "product")
 
 
 def _carries(node: Any) -> tuple[bool, ...]:
@@ -142,7 +138,7 @@ def _is_constant(source: Any) -> bool:
     """Whether a tensor is a parameter or a rearranged one."""
     if source is None or hasattr(source, "variable"):
         return True
-    return _RULES.get(_kind(source)) is _move and all(
+    return _RULES.get(_kind(source)) in (_move, _permute) and all(
         _is_constant(before) for before, _ in source.next_functions
     )
 
@@ -152,19 +148,20 @@ def _elementwise(node: Any) -> Operation:
     saved = _saved(node, "self") if saved is None else saved
     slope = node(torch.ones_like(saved))
     slope = slope[0] if isinstance(slope, tuple) else slope
-    return Operation((_square(slope),), "activation", keeps_positions=True)
+    return _per_element((_square(slope),), "activation")
 
 
 def _relu(node: Any) -> Operation:
     result = _saved(node, "result").detach()
     active = float(torch.count_nonzero(result)) / max(result.numel(), 1)
     finite = math.isfinite(float(result.sum(dtype=torch.float32)))
-    return Operation((active if finite else math.nan,), "activation", keeps_positions=True)
+    return _per_element((active if finite else math.nan,), "activation")
 
 
 def _affine(node: Any) -> Operation:
     """addmm(bias, a, b) and mm(a, b): the factor on a is |b|_F^2 / columns of b = fan_in Var w."""
-    a, b = _saved(node, "mat1"), _saved(node, "mat2")
+    a: Tensor | None = _saved(node, "mat1")
+    b: Tensor | None = _saved(node, "mat2")
     a = _saved(node, "self") if a is None else a
     on, by = _carries(node)[-2:]
     scale = _saved(node, "alpha")
@@ -172,7 +169,20 @@ def _affine(node: Any) -> Operation:
     factors = (_product(b, -1) * scale if on else 0.0, _product(a, -2) * scale if by else 0.0)
     width = math.inf if by or b is None else float(b.shape[0])
     before = len(node.next_functions) - 2
-    return Operation(((0.0,) * before) + factors, "linear", width)
+    if by or b is None:
+        return Operation(((0.0,) * before) + factors, "linear", width)
+    weight = b
+
+    def mix(features: Tensor) -> Tensor:
+        return weight.detach().float().square().cpu() @ features * scale
+
+    return Operation(
+        ((0.0,) * before) + factors,
+        "linear",
+        width,
+        mixes=(mix,) * (before + 2),
+        channels=weight.shape[1],
+    )
 
 
 def _batched_product(node: Any) -> Operation:
@@ -191,21 +201,35 @@ def _product(other: Tensor | None, contracted: int) -> float:
 
 
 def _convolution(node: Any) -> Operation:
-    weight = _saved(node, "weight")
+    weight: Tensor = _saved(node, "weight")
     transposed, groups = _saved(node, "transposed"), _saved(node, "groups")
-    fan_in = weight[0].numel() // (1 if not transposed else weight.shape[1])
-    if transposed:
-        fan_in = fan_in * weight.shape[0] // groups
+    taps = math.prod(weight.shape[2:])
+    fan_in = taps * (weight.shape[0] // groups if transposed else weight.shape[1])
     if node.next_functions[0][0] is None:
         return Operation((0.0,), "linear", fan_in)
     given = _saved(node, "input")
-    kernel, size = weight.shape[2:], given.shape[2:]
 
     def spread(positions: Tensor) -> Tensor:
-        return _adjoint(positions, node, tuple(kernel), tuple(size))
+        return _adjoint(positions, node, tuple(weight.shape[2:]), tuple(given.shape[2:]))
 
-    sizes = output_shape(node)[2:]
-    return Operation((_square(weight) * fan_in,), "linear", fan_in, spread=spread, sizes=sizes)
+    def mix(channels: Tensor) -> Tensor:
+        squares = weight.detach().float().square().flatten(2).sum(2).cpu()
+        by_group = channels.view(groups, -1, 1)
+        if transposed:  # weight is (in, out / groups, ...)
+            return (squares.view(groups, -1, squares.shape[1]) @ by_group).flatten()
+        return (squares.view(groups, -1, squares.shape[1]).mT @ by_group).flatten()
+
+    shape = output_shape(node)
+    return Operation(
+        (_square(weight) * fan_in,),
+        "linear",
+        fan_in,
+        sizes=shape[2:],
+        spread=spread,
+        mixes=(mix,),
+        mixes_evenly=groups == 1,
+        channels=shape[1],
+    )
 
 
 def _adjoint(
@@ -232,14 +256,25 @@ def _batch_norm(node: Any) -> Operation:
     given, weight = _saved(node, "input"), _saved(node, "weight")
     if _saved(node, "training"):
         inverse = _saved(node, "result2").float()
-        group = given.numel() // max(given.shape[1], 1)
+        kept = _projection(given.numel() // max(given.shape[1], 1), 2)
     else:
         eps = _saved(node, "eps")
         eps = _saved(node, "epsilon") if eps is None else eps
         inverse = (_saved(node, "running_var").float() + eps).rsqrt()
-        group = 0
-    gain = inverse if weight is None else inverse * weight
-    return Operation((_square(gain) * _projection(group, 2),), "norm", keeps_positions=True)
+        kept = 1.0
+    gains: Tensor = (inverse if weight is None else inverse * weight.detach()).square() * kept
+
+    def mix(channels: Tensor) -> Tensor:
+        return channels * gains.float().cpu()
+
+    return Operation(
+        (float(gains.mean()),),
+        "norm",
+        keeps_positions=True,
+        mixes=(mix,),
+        mixes_evenly=False,
+        channels=given.shape[1],
+    )
 
 
 def _layer_norm(node: Any) -> Operation:
@@ -256,7 +291,7 @@ def _group_norm(node: Any) -> Operation:
     weight = _saved(node, "weight")
     factor = _square(_saved(node, "result2")) * _projection(group, 2)
     factor *= 1.0 if weight is None else _square(weight)
-    return Operation((factor,), "norm", keeps_positions=True)
+    return _per_element((factor,), "norm")
 
 
 def _projection(group: int, removed: int) -> float:
@@ -316,11 +351,11 @@ def _attention(node: Any) -> Operation:
 
 
 def _mean(node: Any) -> Operation:
-    return Operation((1.0 / _reduced(node),), "mean")
+    return Operation((1.0 / _reduced(node),), "mean", keeps_channels=_same_channels(node))
 
 
 def _sum(node: Any) -> Operation:
-    return Operation((float(_reduced(node)),), "sum over elements")
+    return Operation((float(_reduced(node)),), "total", keeps_channels=_same_channels(node))
 
 
 def _reduced(node: Any) -> int:
@@ -342,7 +377,7 @@ def _max_pool(node: Any) -> Operation:
         chosen = flat.gather(-1, index.flatten(-(index.dim() - 2)))
         share = float(torch.count_nonzero(chosen)) / max(chosen.numel(), 1)
         factor = share / active if active else 0.0
-    return Operation((factor,), "max pool")
+    return Operation((factor,), "max pool", keeps_channels=_same_channels(node))
 
 
 def _resample(node: Any) -> Operation:
@@ -354,23 +389,35 @@ def _resample(node: Any) -> Operation:
         noise = noise.to(saved)
     back = node(noise)
     back = back[0] if isinstance(back, tuple) else back
-    return Operation((_square(back) * back.numel() / (_square(noise) * noise.numel()),), "resample")
+    factor = _square(back) * back.numel() / (_square(noise) * noise.numel())
+    return Operation((factor,), "resample", keeps_channels=_same_channels(node))
 
 
 def _join(node: Any) -> Operation:
     """Concatenation and stacking: each part gets its share of the gradient."""
-    whole = math.prod(output_shape(node))
-    parts = (
-        0.0 if n is None or hasattr(n, "variable") else math.prod(output_shape(n, i)) / whole
+    shape = output_shape(node)
+    parts = [
+        () if n is None or hasattr(n, "variable") else output_shape(n, i)
         for n, i in node.next_functions
-    )
-    return Operation(tuple(parts), keeps_positions=node.name().startswith("Cat"))
+    ]
+    factors = tuple(math.prod(part) / math.prod(shape) if part else 0.0 for part in parts)
+    stacked = node.name().startswith("Stack")
+    if stacked or not all(parts) or _dims(node, len(shape)) != [1]:
+        return Operation(factors, keeps_positions=not stacked)
+    ends = list(itertools.accumulate(part[1] for part in parts))
+    mixes = tuple(_section(end - part[1], end) for part, end in zip(parts, ends, strict=True))
+    return Operation(factors, keeps_positions=True, mixes=mixes, channels=shape[1])
+
+
+def _section(start: int, end: int) -> Mix:
+    return lambda channels: channels[start:end]
 
 
 def _crop(node: Any) -> Operation:
     """Padding: the gradient on the padded border is lost."""
     source, index = node.next_functions[0]
-    return Operation((math.prod(output_shape(source, index)) / math.prod(output_shape(node)),))
+    share = math.prod(output_shape(source, index)) / math.prod(output_shape(node))
+    return Operation((share,), keeps_channels=_same_channels(node))
 
 
 def _masked(node: Any) -> Operation:
@@ -385,15 +432,16 @@ def _where(node: Any) -> Operation:
 
 
 def _dropout(node: Any) -> Operation:
-    return Operation((1.0 / (1.0 - _saved(node, "p")),), "product", keeps_positions=True)
+    return _per_element((1.0 / (1.0 - _saved(node, "p")),), "product")
 
 
 _MOVE = (
     "AdaptiveMaxPool2D AdaptiveMaxPool3D Alias Amax Amin AsStrided Copy Diagonal Expand Flip "
-    "Gather Index IndexSelect Max Min Movedim Permute Repeat Reshape ReshapeAlias Roll Select "
-    "Slice Split SplitWithSizes Squeeze T Transpose Unbind Unfold UnsafeSplit "
-    "UnsafeSplitWithSizes UnsafeView Unsqueeze View"
+    "Gather Index IndexSelect Max Min Repeat Reshape ReshapeAlias Roll Select Slice Split "
+    "SplitWithSizes Squeeze Unbind Unfold UnsafeSplit UnsafeSplitWithSizes UnsafeView Unsqueeze "
+    "View"
 )
+_PERMUTE = "Movedim Permute T Transpose"
 _ELEMENTWISE = (
     "Abs Atan Celu Clamp ClampMax ClampMin Cos Elu Erf Exp Gelu Hardsigmoid Hardswish Hardtanh "
     "LeakyRelu Log LogSigmoid Mish Pow PreluKernel Reciprocal Rsqrt RreluWithNoise Sigmoid Silu "
@@ -412,10 +460,11 @@ _ATTENTION = (
 
 _BY_RULE: dict[Rule, str] = {
     _move: _MOVE,
+    _permute: _PERMUTE,
     _elementwise: _ELEMENTWISE,
     _resample: _RESAMPLE,
     _attention: _ATTENTION,
-    _same: "Clone Neg ToCopy",
+    _elementwise_move: "Clone Neg ToCopy",
     _add: "Add Rsub Sub",
     _affine: "Addmm Mm",
     _batch_norm: "CudnnBatchNorm MiopenBatchNorm NativeBatchNorm",

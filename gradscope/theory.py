@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.hooks import RemovableHandle
 
+from gradscope.flux import Flux, Operation
 from gradscope.meanfield import finite_width
-from gradscope.operators import Operation, read_operation
+from gradscope.operators import read_operation
 from gradscope.state import call_model, preserved, tensors_in
 from gradscope.structure import Block
 from gradscope.trace import Prediction
@@ -66,15 +66,6 @@ class _Passed:
 
     sequence: int
     operation: Operation
-
-
-@dataclass(slots=True)
-class _Arrived:
-    """The gradient that has arrived at a tensor so far."""
-
-    log_square: float = -math.inf
-    positions: Tensor | None = None
-    """Share of the squared norm per spatial position, mean 1; None: even."""
 
 
 class Forecast:
@@ -171,78 +162,35 @@ class Forecast:
         return [p.operation for p in self._passed if start < p.sequence <= end]
 
 
-def _walk_back(outputs: Any, passed: list[_Passed]) -> dict[tuple[Any, int], _Arrived]:
+def _walk_back(outputs: Any, passed: list[_Passed]) -> dict[tuple[Any, int], Flux]:
     """Carry the squared gradient norm from the outputs to every tensor before them.
 
     A node was created after all nodes that it reads from, so the newest one first is a
     topological order.
     """
-    arrived: dict[tuple[Any, int], _Arrived] = {}
+    arrived: dict[tuple[Any, int], Flux] = {}
     queue: list[tuple[int, int, Any]] = []
     queued: set[Any] = set()
 
-    def send(place: tuple[Any, int], log_square: float, positions: Tensor | None) -> None:
-        _merge(arrived.setdefault(place, _Arrived()), log_square, positions)
+    def send(place: tuple[Any, int], flux: Flux) -> None:
+        arrived[place] = arrived.get(place, Flux()) + flux
         if place[0] not in queued:
             queued.add(place[0])
             heapq.heappush(queue, (-place[0]._sequence_nr(), len(queued), place[0]))  # noqa: SLF001 - see read()
 
     for tensor in tensors_in(outputs):
         if tensor.grad_fn is not None and tensor.numel():
-            send((tensor.grad_fn, tensor.output_nr), math.log(tensor.numel()), None)
+            send((tensor.grad_fn, tensor.output_nr), Flux(math.log(tensor.numel())))
     while queue:
         node = heapq.heappop(queue)[2]
         operation = read_operation(node)
         passed.append(_Passed(node._sequence_nr(), operation))  # noqa: SLF001 - see read()
-        total = _Arrived()
-        for state in _arrived_at(node, arrived):
-            _merge(total, state.log_square, state.positions)
-        for (source, index), factor in zip(node.next_functions, operation.factors, strict=False):
-            if source is None or hasattr(source, "variable") or factor == 0.0:
+        outputs_of = range(len(node._input_metadata))  # noqa: SLF001 - no public name
+        total = sum((arrived.get((node, i), Flux()) for i in outputs_of), Flux())
+        for i, source in enumerate(node.next_functions):
+            if source[0] is None or hasattr(source[0], "variable"):
                 continue
-            log_square, positions = _through(operation, factor, total)
-            send((source, index), log_square, positions)
+            flux = operation.back(i, total)
+            if flux.log_square > -math.inf:
+                send(source, flux)
     return arrived
-
-
-def _arrived_at(node: Any, arrived: dict[tuple[Any, int], _Arrived]) -> list[_Arrived]:
-    outputs = len(node._input_metadata)  # noqa: SLF001 - autograd has no public name for it
-    return [arrived[node, i] for i in range(outputs) if (node, i) in arrived]
-
-
-def _through(operation: Operation, factor: float, arrived: _Arrived) -> tuple[float, Tensor | None]:
-    """The squared norm and its map over positions, behind one operation."""
-    log_square = arrived.log_square + math.log(factor)
-    positions = arrived.positions
-    if operation.spread is None:
-        return log_square, positions if operation.keeps_positions else None
-    if positions is None or positions.shape != operation.sizes:
-        positions = torch.ones(operation.sizes)
-    behind = operation.spread(positions)
-    share = float(behind.sum() / positions.sum())
-    if not share > 0.0:
-        return -math.inf, None
-    return log_square + math.log(share), behind / behind.mean()
-
-
-def _merge(state: _Arrived, log_square: float, positions: Tensor | None) -> None:
-    """Gradients of several paths are independent: their squared norms add."""
-    if state.log_square == -math.inf:
-        state.log_square, state.positions = log_square, positions
-        return
-    if log_square == -math.inf:
-        return
-    top = max(state.log_square, log_square)
-    own, new = math.exp(state.log_square - top), math.exp(log_square - top)
-    if state.positions is not None or positions is not None:
-        mine = 1.0 if state.positions is None else state.positions
-        theirs = 1.0 if positions is None else positions
-        state.positions = _mean_map(mine, theirs, own, new)
-    state.log_square = top + math.log(own + new)
-
-
-def _mean_map(a: Tensor | float, b: Tensor | float, own: float, new: float) -> Tensor | None:
-    if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape != b.shape:
-        return None
-    mixed = (own * a + new * b) / (own + new)
-    return mixed if isinstance(mixed, Tensor) else None
