@@ -147,6 +147,86 @@ def probe(  # noqa: PLR0917 - typer passes them by name
     raise typer.Exit(0 if all(each.diagnosis.is_healthy for each in probed) else 1)
 
 
+class _EngineName(StrEnum):
+    local = "local"
+    ray = "ray"
+
+
+@app.command(
+    "run-grid",
+    epilog="Examples: gradscope run-grid ablations/hw5.yaml  |  "
+    "gradscope run-grid ablations/hw5.yaml --dry-run  |  "
+    "gradscope run-grid ablations/hw5-coco.yaml --data ~/coco --set train.epochs=2 --jobs 4  |  "
+    "gradscope run-grid ablations/net3.yaml --runs runs/try --out try.html",
+)
+def run_grid(  # noqa: PLR0917 - typer passes them by name
+    grid: Annotated[
+        Path, typer.Argument(help="The study, as YAML.", metavar="GRID.yaml", show_default=False)
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The report, or a folder for it; reports/NAME.html if left out.",
+            metavar="FILE_OR_DIR",
+            show_default=False,
+        ),
+    ] = None,
+    runs: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the results; runs/NAME if left out.", metavar="DIR", show_default=False
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes; one per core if left out.", show_default=False),
+    ] = None,
+    engine: Annotated[_EngineName, typer.Option(help="Where cells run.")] = _EngineName.local,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Replace a setting of the grid.", metavar="KEY=VALUE"),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Train on this COCO folder.", metavar="DIR", show_default=False),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the cells and the time they take; train none.")
+    ] = False,
+) -> None:
+    """Train every cell of an ablation grid and write the report; run again, it goes on."""
+    import json
+
+    from gradscope.ablation import Grid, display
+    from gradscope.ablation.run import run_grid as run
+    from gradscope.report import write_report
+
+    # As JSON, which is YAML that no character of a path can break.
+    source = ["data.source=coco", f"data.root={json.dumps(str(data))}"] if data else []
+    study_grid = Grid.load(grid, [*source, *(settings or [])])
+    folder = runs or Path("runs") / study_grid.name
+    if dry_run:
+        display.show_plan(study_grid, folder, jobs)
+        return
+    try:
+        with display.observer() as observe:
+            study = run(study_grid, folder, engine=engine.value, jobs=jobs, observe=observe)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"interrupted: finished cells are in {folder}; the same command goes on", err=True
+        )
+        raise typer.Exit(130) from None
+    display.show_study(study)
+    typer.echo(write_report(study, _report_path(out, study_grid.name)))
+
+
+def _report_path(out: Path | None, name: str) -> Path:
+    """The file itself, or one named after the study in the folder that was given."""
+    if out is None:
+        return Path("reports") / f"{name}.html"
+    return out if out.suffix in (".html", ".htm") and not out.is_dir() else out / f"{name}.html"
+
+
 @app.command(
     epilog="Examples: gradscope report runs/hw5  |  gradscope report runs/a runs/b -o compare.html"
     "  |  gradscope report run.parquet"
@@ -156,7 +236,7 @@ def report(
         list[Path],
         typer.Argument(
             help="Folder of a run grid, several to compare, or one recorded trace (Parquet).",
-            metavar="RUNS_DIR...",
+            metavar="RUNS_DIR",
             show_default=False,
         ),
     ],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gradscope.ablation.engines import Engine, Event, Local, Ray, cores
-from gradscope.ablation.estimate import from_results, longest_first
+from gradscope.ablation.estimate import from_results, longest_first, timed
 from gradscope.ablation.grid import Cell, Grid
 from gradscope.ablation.store import CellResult, History, Store, Study
 from gradscope.ablation.trainer import Progress, train_cell
@@ -223,3 +223,27 @@ class _Supervisor:
                 ) from error
             event = Event(event.task, "finished", result)
         self.observe.happened(event)
+
+
+def estimate(plan: Plan, jobs: int, observe: Observer) -> dict[str, float]:
+    """Seconds of each cell: as cells like it took, else as a few steps of it take here and now.
+
+    Args:
+        plan: what is stored and to be done; the images are prepared.
+        jobs: processes at a time, which share the cores.
+        observe: told of the timing as of the reading of images.
+
+    Returns:
+        Cell id -> seconds, for all that are to be done and all that are like one that was.
+
+    Raises:
+        GradscopeError: a model cannot be built or trained.
+    """
+    unknown = [cell for cell in plan.todo if cell.id not in plan.seconds]
+    found = timed(
+        unknown,
+        lambda cell: load(cell.config.data),
+        Local(jobs).threads,
+        lambda done, total: observe.preparing("timing a few steps", done, total),
+    )
+    return {**plan.seconds, **found}

@@ -110,7 +110,8 @@ class Study:
 class Store:
     """The folder of one study: ``grid.json``, and a folder per cell that was run.
 
-    A cell's folder holds ``config.json``, ``result.json`` and, unless it failed, ``trace.parquet``.
+    A cell's folder holds ``config.json``, ``result.json`` and ``trace.parquet``, or where it failed
+    ``traceback.txt``.
     It appears whole or not at all, so that whoever reads or is killed meets no half of it. NaN and
     Infinity stand in the JSON as Python writes them.
 
@@ -190,6 +191,8 @@ class Store:
             fields = dataclasses.asdict(result)
             del fields["trace_path"]
             _write_json(temporary / "config.json", fields.pop("config"))
+            if told := fields.pop("traceback"):
+                (temporary / "traceback.txt").write_text(told, encoding="utf-8")
             _write_json(temporary / "result.json", {"format": FORMAT, **fields})
             if trace is not None:
                 _flush(trace.save(temporary / "trace.parquet"))
@@ -242,6 +245,8 @@ def _stored(folder: Path, unread: CellResult) -> CellResult:
     fields = _read_json(folder / "result.json")
     _refuse_newer(fields.pop("format"))
     fields["config"] = _read_json(folder / "config.json")
+    if (told := folder / "traceback.txt").is_file():
+        fields["traceback"] = told.read_text(encoding="utf-8")
     result = _adapter().validate_python({**fields, "factors": unread.factors})
     if result.id != unread.id:
         raise ValueError(f"result.json is of {result.id}")
