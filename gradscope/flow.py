@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -162,10 +162,10 @@ def weight_profile(trace: Trace, steps: slice | None = None) -> WeightProfile:
     for i, tensor in enumerate(tensors):
         if tensor.order >= 0 and len(tensor.shape) > 1 and tensor.name not in out:
             columns[tensor.module].append(i)
-    grads = {name: _mean_log10(_joint(norms[chosen][:, c])) for name, c in columns.items()}
+    grads = dict(zip(columns, _mean_log10(_columns(norms[chosen], columns.values())), strict=True))
     layers = tuple(name for name, grad in grads.items() if math.isfinite(grad))
     log10_grad = tuple(grads[name] for name in layers)
-    weights = (_mean_log10(_joint(weight_norms[chosen][:, columns[name]])) for name in layers)
+    weights = _mean_log10(_columns(weight_norms[chosen], [columns[name] for name in layers]))
     slope, low, high = location([-step for step in _differences(log10_grad)])
     return WeightProfile(layers, log10_grad, tuple(weights), slope, low, high)
 
@@ -256,9 +256,9 @@ def _flow(
     logs = torch.where(usable, grads, math.nan).double().log10()[:, kept]
     factors = _factors(logs)
     slope, low, high = location([value for value in factors if math.isfinite(value)])
-    rms = [_mean_log10(activations[:, i]) for i in kept]
+    rms = _mean_log10(activations[:, kept])
     forward, forward_low, forward_high = location(_differences(rms))
-    log10_grad = [_mean_log10(grads[:, i]) for i in kept]
+    log10_grad = _mean_log10(grads[:, kept])
     ends = 10 ** (logs[:, 0] - logs[:, -1]) if kept else torch.full((len(grads),), math.nan)
     return GradientFlow(
         blocks=tuple(names[i] for i in kept),
@@ -289,10 +289,18 @@ def _outputs(
             columns[tensor.module, tensor.call].append(i)
     values = trace.values[:, :, list(STATISTICS).index(statistic)]
     values = torch.where(values.isnan() & trace.present, math.inf, values)
-    absent = torch.full((len(trace.steps),), math.nan)
-    found = (columns.get((block.output, block.call)) for block in blocks)
-    series = [absent if at is None else _joint(values[:, at]) for at in found]
-    return torch.stack(series, dim=1).double() if series else absent.new_empty(len(absent), 0)
+    return _columns(values, [columns.get((block.output, block.call), []) for block in blocks])
+
+
+def _columns(values: Tensor, groups: Collection[Sequence[int]]) -> Tensor:
+    """The joint norm of each group of columns; float64, shape (steps, groups); NaN for none."""
+    singles = [group[0] if len(group) == 1 else -1 for group in groups]
+    absent = values.new_full((len(values), 1), math.nan)
+    joint = torch.cat([values, absent], dim=1)[:, singles].double()
+    for i, group in enumerate(groups):
+        if len(group) > 1:
+            joint[:, i] = _joint(values[:, list(group)])
+    return joint
 
 
 def _joint(norms: Tensor) -> Tensor:
@@ -311,10 +319,15 @@ def _factors(logs: Tensor) -> list[float]:
     return torch.where(means.isnan(), apart[:-1] - apart[1:], means).tolist() if len(logs) else []
 
 
-def _mean_log10(norms: Tensor) -> float:
-    """Mean of log10 over the steps where the norm is finite and positive; NaN where it never is."""
-    usable = norms[torch.isfinite(norms) & (norms > 0)]
-    return usable.double().log10().mean().item() if len(usable) else math.nan
+def _mean_log10(norms: Tensor) -> list[float]:
+    """Mean over the steps of log10, per column, where finite and positive; NaN where it never is.
+
+    Args:
+        norms: shape (steps, columns).
+    """
+    usable = torch.isfinite(norms) & (norms > 0)
+    logs = torch.where(usable, norms.double(), 1.0).log10()
+    return (logs.sum(dim=0) / usable.sum(dim=0)).tolist()
 
 
 def _differences(values: Sequence[float]) -> list[float]:
