@@ -135,6 +135,8 @@ def table_data(tables: Tables, files: Mapping[str, str]) -> dict[str, Any]:
     """Tables by columns; texts as codes into their distinct values."""
     found: dict[str, Any] = {}
     for name, frame in tables.frames.items():
+        if not len(frame):
+            continue
         if frame.size > EMBED_LIMIT:
             found[name] = {"file": files.get(name, "")}
             continue

@@ -90,6 +90,17 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+def text(value: Any) -> str:
+    """Nested facts on one line: ``model HW5Net, seed 0``; a value with its unit as one number."""
+    if isinstance(value, dict) and value.keys() == {"value", "unit"}:
+        return f"{text(value['value'])} {value['unit']}".strip()
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {text(inner)}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(text(inner) for inner in value)
+    return number(value) if isinstance(value, float) else str(value)
+
+
 def listed(names: Iterable[str], limit: int = 6) -> str:
     """Names in a sentence: ``a, b and c``; beyond the limit only their number."""
     items = list(names)

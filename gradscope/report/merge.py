@@ -26,7 +26,7 @@ def as_study(source: Trace | Study | Sequence[Study]) -> tuple[Study, dict[str, 
 
 
 def _of_trace(trace: Trace) -> tuple[Study, dict[str, Trace]]:
-    name = str(trace.metadata.get("model", "") or "trace")
+    name = next((m.type for m in trace.structure.modules if not m.name), "trace")
     cell = CellResult(name, {}, 0, "done", {})
     return Study(name, {}, (cell,)), {name: trace}
 
@@ -81,6 +81,6 @@ def _distinct(studies: Sequence[Study]) -> list[str]:
 
 def _mark(study: Study, position: int, kind: str) -> str:
     if kind == "revision":
-        revisions = [r.environment.get("git_revision") for r in study.results if r.environment]
+        revisions = [r.environment.get("git") for r in study.results if r.environment]
         return str(next((r for r in revisions if r), "?"))[:12]
     return study.path.name if kind == "folder" and study.path else f"no. {position + 1}"

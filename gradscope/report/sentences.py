@@ -71,13 +71,14 @@ def extremes(tables: Tables) -> list[str]:
     if not slopes:
         return []
     steepest = max(slopes, key=lambda s: abs(s[1]))
-    words = f"{_drift(steepest[1])} decades of gradient per block"
+    words = f"{_drift(steepest[1])} decades of gradient norm per block"
     if len(slopes) == 1:
         reading = tables.readings[slopes[0][0].cells[0]]
         assert reading.flow is not None
         flow = reading.flow
         through = labels.count(len(flow.blocks), "block")
-        return [f"On its way back through {through} it {words} and {_change(flow.total)} in all."]
+        per_block = f"{_drift(flow.slope)} decades per block"
+        return [f"On its way back through {through} it {per_block}; {_change(flow.total)}."]
     flattest = min(slopes, key=lambda s: abs(s[1]))
     flat = f"the flattest ({flattest[0].label}) {_drift(flattest[1])}"
     return [f"The steepest variant ({steepest[0].label}) {words}; {flat}."]
@@ -89,10 +90,10 @@ def _drift(slope: float) -> str:
 
 
 def _change(decades: float) -> str:
-    verb = "shrinks" if decades < 0 else "grows"
     if abs(decades) < 0.005:
-        return "keeps its norm"
-    return f"{verb} by {labels.number(abs(decades), 2)} decades"
+        return "in all its norm stays as it was"
+    verb = "shrinks" if decades < 0 else "grows"
+    return f"in all its norm {verb} by {labels.number(abs(decades), 2)} decades"
 
 
 def strongest(tables: Tables, found: Sequence[Effect], key: str) -> str:

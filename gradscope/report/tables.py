@@ -19,6 +19,9 @@ from gradscope.trace import Trace
 CSV_LIMIT = 200_000
 """Rows up to which a table is written as CSV; beyond, as Parquet."""
 
+FINDING = ("kind", "severity", "where", "message", "evidence", "remedy")
+"""Columns of the table of findings, beside the cell."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -76,7 +79,7 @@ class Tables:
         ]
 
     def write(self, folder: Path) -> dict[str, Path]:
-        """Write every table beside the page: CSV, or Parquet where it is long.
+        """Write every table that has rows beside the page: CSV, or Parquet where it is long.
 
         Args:
             folder: where to; made when missing.
@@ -87,6 +90,8 @@ class Tables:
         folder.mkdir(parents=True, exist_ok=True)
         written = {}
         for name, frame in self.frames.items():
+            if not len(frame):
+                continue
             csv, parquet = folder / f"{name}.csv", folder / f"{name}.parquet"
             for stale in (csv, parquet):
                 stale.unlink(missing_ok=True)
@@ -124,7 +129,7 @@ def read(study: Study, traces: dict[str, Trace] | None = None) -> Tables:
         loss=_concat(tables, _loss, ["step", "loss", "smoothed"]),
         epochs=_concat(tables, _epochs, ["epoch", "step", "train_loss", "val_loss"]),
         confusion=_concat(tables, _confusion, ["true", "predicted", "count", "share"]),
-        findings=_concat(tables, _findings, ["kind", "severity", "where", "evidence", "remedy"]),
+        findings=_concat(tables, _findings, list(FINDING)),
     )
     return tables
 
@@ -306,13 +311,4 @@ def class_names(result: CellResult) -> tuple[str, ...]:
 
 def _findings(reading: Reading) -> dict[str, Any]:
     findings = reading.diagnosis.get("findings", [])
-    names = ("kind", "severity", "where", "evidence", "remedy")
-    return {name: [_text(f.get(name, "")) for f in findings] for name in names}
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(_text(v) for v in value)
-    return labels.number(value, 3) if isinstance(value, float) else str(value)
+    return {name: [labels.text(f.get(name, "")) for f in findings] for name in FINDING}

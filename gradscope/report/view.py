@@ -43,8 +43,7 @@ def columns(tables: Tables) -> list[Column]:
         columns = [Column("variant", "cell")]
     if tables.n_seeds > 1:
         columns.append(Column("seed", "seed", is_number=True))
-    return [
-        *columns,
+    measured = [
         Column("status", "status"),
         Column("verdict", "gradient", "verdict of the diagnosis"),
         Column("slope", "slope", "decades per block, going backwards", is_number=True),
@@ -54,6 +53,8 @@ def columns(tables: Tables) -> list[Column]:
         Column("gap", "gap", "training less validation accuracy", is_number=True),
         Column("duration_s", "time", is_number=True),
     ]
+    known = tables.frames["cells"].notna().any()
+    return [*columns, *(c for c in measured if known[c.key])]
 
 
 def rows(tables: Tables) -> list[tuple[int, str, list[Entry]]]:
@@ -131,9 +132,10 @@ class FindingGroup:
 
     kind: str
     severity: str
-    remedy: str
+    messages: tuple[str, ...]
+    remedies: tuple[str, ...]
     places: tuple[tuple[str, str, int], ...]
-    """Where, evidence, index of the variant."""
+    """Cell and place in it, evidence, index of the variant."""
     n_cells: int
 
 
@@ -142,15 +144,22 @@ def findings(tables: Tables) -> list[FindingGroup]:
     order = {"error": 0, "warning": 1, "info": 2}
     of = {r.result.id: tables.variant_of[i] for i, r in enumerate(tables.readings)}
     frame = tables.frames["findings"]
-    if not len(frame):
-        return []
     groups = []
     for (kind, severity), rows in frame.groupby(["kind", "severity"], sort=False):
-        remedies = list(dict.fromkeys(rows["remedy"]))
-        places = tuple((str(r.where), str(r.evidence), of[str(r.cell)]) for r in rows.itertuples())
+        variants = [of[str(cell)] for cell in rows["cell"]]
+        several = len(tables.variants) > 1
+        places = [
+            f"{tables.variants[v].label}: {where}" if several else str(where)
+            for v, where in zip(variants, rows["where"], strict=True)
+        ]
         groups.append(
             FindingGroup(
-                str(kind), str(severity), " ".join(remedies[:3]), places, rows["cell"].nunique()
+                str(kind),
+                str(severity),
+                tuple(dict.fromkeys(rows["message"])),
+                tuple(dict.fromkeys(rows["remedy"])),
+                tuple(zip(places, rows["evidence"], variants, strict=True)),
+                rows["cell"].nunique(),
             )
         )
     return sorted(groups, key=lambda g: (order.get(g.severity, 3), -g.n_cells))
@@ -162,8 +171,8 @@ def provenance(tables: Tables) -> list[tuple[str, str]]:
     for reading in tables.readings:
         facts = {**reading.metadata, **reading.result.environment}
         for name, value in facts.items():
-            text = value if isinstance(value, str) else json.dumps(value, default=str)
-            if text not in found.setdefault(str(name), []):
+            text = labels.text(value)
+            if text and text not in found.setdefault(str(name), []):
                 found[str(name)].append(text)
     seconds = [r.result.duration_s for r in tables.readings if r.result.duration_s]
     seeds = sorted({r.result.seed for r in tables.readings})

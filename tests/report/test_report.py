@@ -32,7 +32,7 @@ def test_a_single_trace(studies, tmp_path, open_page):
         assert visit.page.query_selector("#effects") is None
         assert visit.page.query_selector("#filters") is None
     assert "The gradient is vanishing." in opening(page)
-    assert "loses 0.30 decades of gradient per block" in opening(page)
+    assert "loses 0.30 decades per block; in all its norm shrinks by 3.3 decades." in opening(page)
 
 
 def test_a_probe_has_one_step_and_no_curve_over_steps(studies):

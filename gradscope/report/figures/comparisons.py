@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from gradscope.report import labels
 from gradscope.report.chart import PALETTE, Chart, Panel
 from gradscope.report.effects import METRICS, Effect
-from gradscope.report.figures.common import Drawing, clipped, margins, plain
+from gradscope.report.figures.common import Drawing, margins, plain
 
 
 def main_effects(drawing: Drawing) -> Chart | None:
@@ -101,7 +101,7 @@ def _effect_panel(found: Sequence[Effect], title: str) -> Panel:
         "hovertemplate": "%{text}<br>%{customdata}<extra></extra>",
         "meta": {"c": 0, "effects": [_identity(e) for e in shown]},
     }
-    names = [plain(clipped(effect_label(e), 34)) for e in shown]
+    names = [plain(_middle_clipped(effect_label(e))) for e in shown]
     span = [-0.6, len(shown) - 0.4]
     zero = {"type": "line", "yref": "paper", "x0": 0, "x1": 0, "y0": 0, "y1": 1}
     layout = {
@@ -112,6 +112,10 @@ def _effect_panel(found: Sequence[Effect], title: str) -> Panel:
         "shapes": [zero | {"line": {"width": 1, "color": "#888888"}}],
     }
     return Panel(title, (marks,), layout, f"{title}: {labels.count(len(shown), 'comparison')}")
+
+
+def _middle_clipped(name: str, half: int = 20) -> str:
+    return name if len(name) <= 2 * half + 1 else f"{name[:half]}…{name[-half:]}"
 
 
 def _identity(e: Effect) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from gradscope.report import labels
 from gradscope.report.chart import PALETTE, Chart, Key, Panel
 from gradscope.report.figures.common import Drawing, clipped, margins, plain, short_names, titled
-from gradscope.report.reading import Floats, Reading, evenly
+from gradscope.report.reading import Floats, Reading
 from gradscope.report.scheme import Facet
 from gradscope.report.tables import Variant
 
@@ -193,10 +193,19 @@ def _line_at(y: float) -> dict[str, Any]:
     return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line}
 
 
+_FINE = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+
+
 def _ticks(limits: Sequence[float]) -> dict[str, Any]:
-    """Ticks of a log axis: whole decades, at most seven; within two decades plotly chooses."""
-    span = limits[1] - limits[0]
-    return {"dtick": max(1, math.ceil(span / 7))} if span > 2 else {"nticks": 6}
+    """Ticks of a log axis: whole decades, at most seven; within two decades 1, 2 and 5."""
+    low, high = limits
+    if high - low > 2:
+        return {"dtick": max(1, math.ceil((high - low) / 7))}
+    decades = range(math.floor(low), math.ceil(high))
+    values = [
+        float(f"{m}e{d}") for d in decades for m in ((1, 2, 5) if high - low > 0.4 else _FINE)
+    ]
+    return {"tickvals": values, "ticktext": [f"{v:g}" for v in values]}
 
 
 def _named_axis(series: Sequence[Series]) -> dict[str, Any]:
@@ -205,6 +214,6 @@ def _named_axis(series: Sequence[Series]) -> dict[str, Any]:
     if len(names) != 1:
         return titled("position in execution order")
     shown = short_names(next(iter(names)))
-    at = evenly(len(shown), 8)
+    at = range(0, len(shown), math.ceil(len(shown) / 8))
     ticks = [plain(clipped(shown[i])) for i in at]
-    return {"tickvals": at, "ticktext": ticks, "tickangle": -40}
+    return {"tickvals": list(at), "ticktext": ticks, "tickangle": -40}

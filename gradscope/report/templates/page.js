@@ -9,15 +9,22 @@
   const root = document.documentElement;
 
   // ---- unpacking -------------------------------------------------------------------------------
+  const bytesOf = base64 => {
+    if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
+    const text = atob(base64);
+    const bytes = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+    return bytes;
+  };
+
   const unpack = async id => {
-    const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), c => c.charCodeAt(0));
+    const bytes = bytesOf(document.getElementById(id).textContent);
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     return new Response(stream).text();
   };
 
   const floats = packed => {
-    const bytes = Uint8Array.from(atob(packed.bdata), c => c.charCodeAt(0));
-    const flat = Array.from(new Float32Array(bytes.buffer), v => Number.isNaN(v) ? null : v);
+    const flat = Array.from(new Float32Array(bytesOf(packed.bdata).buffer), v => Number.isNaN(v) ? null : v);
     if (!packed.shape) return flat;
     const [rows, columns] = String(packed.shape).split(",").map(Number);
     return Array.from({ length: rows }, (_, i) => flat.slice(i * columns, (i + 1) * columns));
@@ -223,6 +230,10 @@
     } else {
       if (chart.lines) traces = thinned(traces.filter(isShown), chart.lines);
       traces = traces.map(traceHeat).map((trace, i) => ({ ...trace, uid: `t${i}` }));
+    }
+    const names = layout.yaxis.ticktext;
+    if (names && sizeOf(plot)[0] < 480) {
+      layout.yaxis.ticktext = names.map(t => t.length > 25 && !t.includes("&") ? `${t.slice(0, 12)}…${t.slice(-12)}` : t);
     }
     for (const shape of layout.shapes || []) shape.line.color = token("--soft");
     return [traces.map(themedTrace), layout];
