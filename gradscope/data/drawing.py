@@ -37,13 +37,13 @@ def draw_picture(name: str, rng: Random) -> Picture:
     """
     canvas = _background(rng)
     pen = ImageDraw.Draw(canvas)
-    for _ in range(rng.integers(2, 7)):
-        _paint(pen, _clutter(rng), _pose(rng, 0.1, 0.35, tilt=3.2))
+    for _ in range(rng.integers(1, 6)):
+        _paint(pen, _clutter(rng), _pose(rng, 0.1, 0.3, tilt=3.2))
     mask = Image.new("L", canvas.size)
     figure = FIGURES[name](rng)
     tilt = {"airplane": 0.6, "bus": 0.15, "pizza": 3.2}.get(name, 0.25)
-    _paint(pen, figure, _pose(rng, 0.45, 0.95, tilt), ImageDraw.Draw(mask))
-    for _ in range(rng.integers(0, 4)):
+    _paint(pen, figure, _pose(rng, 0.6, 0.98, tilt), ImageDraw.Draw(mask))
+    for _ in range(rng.integers(0, 3)):
         _paint(pen, _clutter(rng), _pose(rng, 0.08, 0.22, tilt=3.2), ImageDraw.Draw(mask), seen=0)
     image = _photographed(canvas.reduce(2), rng)
     visible = mask.reduce(2).point(lambda value: 255 if value > 127 else 0)
@@ -88,7 +88,7 @@ def _pose(rng: Random, least: float, most: float, tilt: float) -> Callable[[Poin
 
 def _background(rng: Random) -> Image.Image:
     """Two blended colours, blurred blotches, and sometimes a horizon, stripes or tiles."""
-    coarse = rng.uniform(-1, 1, (6, 6, 3)) * rng.uniform(10, 45)
+    coarse = rng.uniform(-1, 1, (6, 6, 3)) * rng.uniform(8, 35)
     slope = np.linspace(-1, 1, 6)[:, None, None] * rng.uniform(-40, 40, 3)
     blotches = np.clip(np.array(any_colour(rng)) + slope + coarse, 0, 255).astype(np.uint8)
     canvas = Image.fromarray(blotches).resize((_CANVAS, _CANVAS), Image.Resampling.BILINEAR)
@@ -121,10 +121,10 @@ def _photographed(image: Image.Image, rng: Random) -> Image.Image:
     if rng.random() < 0.5:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.1)))
     pixels = np.asarray(image, np.float32)
-    gain = rng.uniform(0.55, 1.15) * rng.uniform(0.85, 1.15, 3)
-    pixels = (pixels - 128) * gain.astype(np.float32) + 128 + np.float32(rng.uniform(-35, 35))
+    gain = rng.uniform(0.65, 1.15) * rng.uniform(0.85, 1.15, 3)
+    pixels = (pixels - 128) * gain.astype(np.float32) + 128 + np.float32(rng.uniform(-25, 25))
     if rng.random() < 0.1:  # black and white
         pixels[:] = pixels.mean(axis=2, keepdims=True)
-    strength = np.float32(rng.uniform(3, 22))
+    strength = np.float32(rng.uniform(2, 14))
     pixels += strength * rng.standard_normal(pixels.shape, dtype=np.float32)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

@@ -1,0 +1,136 @@
+"""gradscope data coco and gradscope data demo."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from gradscope import cli
+from gradscope.data import ImageDataset, Splits, console
+
+
+@pytest.fixture
+def run(monkeypatch, cache):
+    """Run the command line with an own cache: (exit code, stdout, stderr)."""
+    monkeypatch.setenv("GRADSCOPE_CACHE", str(cache))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*args):
+        result = CliRunner().invoke(cli.app, ["data", *map(str, args)])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result.exit_code, result.stdout, result.stderr
+
+    return run
+
+
+def test_coco_table(tiny, run):
+    """The table has each class, the sums, and what was left out; the progress is on stderr."""
+    one = [[("cat", 5.0)], [("dog", 5.0)]]
+    both = [("cat", 5.0), ("dog", 4.0)]
+    tiny.write({"train": [*one * 3, both], "val": one * 2})
+    code, out, err = run("coco", tiny.root, "--size", 4, "--val-per-class", 1)
+    assert code == 0
+    rows = {
+        row[0]: row[1:]
+        for row in (re.split(r"\s*[│┃]\s*", line.strip("│┃ ")) for line in out.splitlines())
+        if len(row) == 3
+    }
+    assert rows["cat"] == ["3", "1"]
+    assert rows["dog"] == ["3", "1"]
+    assert rows["all"] == ["6", "2"]
+    assert rows["left out: not drawn"] == ["0", "2"]
+    assert rows["left out: two of the classes (overlap: drop)"] == ["1", "0"]
+    assert "left out, no images: pizza" in out
+    assert "reading train images" in err
+    code, out, err = run(
+        "coco", tiny.root, "--size", 4, "--overlap", "largest", "--classes", "dog,cat"
+    )
+    assert "left out" not in out
+    assert out.index("dog") < out.index("cat")
+
+
+def test_coco_json(small, run):
+    """--json prints JSON and nothing else on stdout."""
+    code, out, _ = run("coco", small.root, "--size", 4, "--json", "--train-per-class", 2)
+    assert code == 0
+    found = json.loads(out)
+    assert found["counts"] == {"train": {"cat": 2, "dog": 2}, "val": {"cat": 2, "dog": 2}}
+    assert found["left_out"] == {"train": {"not drawn": 2}, "val": {}}
+    assert found["shape"] == [3, 4, 4]
+
+
+def test_demo(run, tmp_path):
+    """The command prepares the cache; --out writes the same pictures as a COCO folder."""
+    few = (
+        "--train-per-class",
+        2,
+        "--val-per-class",
+        1,
+        "--json",
+        "--classes",
+        "cat",
+        "--classes",
+        "dog",
+    )
+    code, out, _ = run("demo", *few)
+    assert code == 0
+    code, written, _ = run("demo", *few, "--out", tmp_path / "out")
+    assert code == 0
+    assert json.loads(out)["fingerprint"] == json.loads(written)["fingerprint"]
+    assert len(list((tmp_path / "out" / "images").glob("*.jpg"))) == 6
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["coco", "nowhere"], "error: data.root: nowhere does not exist; give the folder"),
+        (["coco", "{root}", "--classes", "cat,dgo"], "unknown class 'dgo'; did you mean 'dog'?"),
+        (["coco", "{root}", "--overlap", "smallest"], "'drop', 'largest'"),
+        (["coco", "{root}", "--size", "0"], "--size"),
+        (["demo", "--out", "{root}"], "the folder is not empty; name a new one"),
+    ],
+)
+def test_bad_input_is_one_line(small, cache, monkeypatch, capsys, args, message):
+    """Bad input exits with 2 and one line that starts with error."""
+    monkeypatch.setenv("GRADSCOPE_CACHE", str(cache))
+    monkeypatch.setattr(
+        "sys.argv", ["gradscope", "data", *(arg.format(root=small.root) for arg in args)]
+    )
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    captured = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert captured.out == ""
+    (line,) = (line for line in captured.err.splitlines() if line.startswith("error: "))
+    assert message in line
+
+
+@pytest.mark.parametrize("command", ["coco", "demo"])
+def test_help_has_examples(run, command):
+    """Help shows how it is used."""
+    assert f"Examples: gradscope data {command}" in run(command, "--help")[1]
+
+
+def test_names_are_no_markup():
+    """A class that is named like markup is shown as it is."""
+    images = ImageDataset(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), torch.zeros(1, dtype=int))
+    splits = Splits(
+        images,
+        images,
+        classes=("[red]cat[/red]",),
+        source="[bold]x",
+        fingerprint="",
+        notes=("[blink]note",),
+        counts={"train": {"[red]cat[/red]": 1}, "val": {"[red]cat[/red]": 1}},
+    )
+    out = io.StringIO()
+    Console(file=out, width=100).print(console.table(splits))
+    for text in ("[red]cat[/red]", "[bold]x", "[blink]note"):
+        assert text in out.getvalue()
