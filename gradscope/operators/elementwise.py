@@ -23,7 +23,8 @@ def _elementwise_move(node: Any) -> Operation:
 
 
 def _add(node: Any) -> Operation:
-    scale = mean_square(saved(node, "alpha"))
+    alpha = saved(node, "alpha")
+    scale = 1.0 if alpha is None else mean_square(alpha)  # adding a number saves none
     summed = all(n is not None and not hasattr(n, "variable") for n, _ in node.next_functions)
     label = "sum" if summed and len(node.next_functions) > 1 else ""
     return per_element((1.0, scale), label)

@@ -20,6 +20,9 @@ from gradscope.operators.nodes import (
     saved,
 )
 
+_NOISE = 20_000
+"""Elements of white noise from which the factor of a resampling is read: a spread of 1 %."""
+
 
 def _move(node: Any) -> Operation:
     return Operation((1.0,) * len(node.next_functions), keeps_channels=same_channels(node))
@@ -60,14 +63,17 @@ def _max_pool(node: Any) -> Operation:
 
 
 def _resample(node: Any) -> Operation:
-    """A fixed linear map: its mean squared row norm, from one draw of white noise."""
+    """A fixed linear map: its mean squared row norm, from white noise."""
     made = node._input_metadata[0]  # noqa: SLF001 - autograd has no public name for it
     generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(tuple(made.shape), generator=generator).to(made.device, made.dtype)
-    back = node(noise)
-    back = back[0] if isinstance(back, tuple) else back
-    factor = mean_square(back) * back.numel() / (mean_square(noise) * noise.numel())
-    return Operation((factor,), "resample", keeps_channels=same_channels(node))
+    before = after = 0.0
+    while before < _NOISE:  # in squares of unit variance: how many elements were drawn
+        noise = torch.randn(tuple(made.shape), generator=generator).to(made.device, made.dtype)
+        back = node(noise)
+        back = back[0] if isinstance(back, tuple) else back
+        before += mean_square(noise) * noise.numel()
+        after += mean_square(back) * back.numel()
+    return Operation((after / before,), "resample", keeps_channels=same_channels(node))
 
 
 def _join(node: Any) -> Operation:
@@ -91,10 +97,10 @@ def _section(start: int, end: int) -> Mix:
 
 
 def _crop(node: Any) -> Operation:
-    """Padding: the gradient on the padded border is lost."""
+    """Padding: the gradient on the padded border is lost. Cropping loses none."""
     source, index = node.next_functions[0]
     share = math.prod(output_shape(source, index)) / math.prod(output_shape(node))
-    return Operation((share,), keeps_channels=same_channels(node))
+    return Operation((min(share, 1.0),), keeps_channels=same_channels(node))
 
 
 _RESAMPLING = (

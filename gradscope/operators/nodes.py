@@ -15,7 +15,7 @@ from gradscope.flux import Operation
 Rule = Callable[[Any], Operation]
 """From an autograd node, before its graph is freed, to what it does to the gradient."""
 
-PERMUTING = ("Movedim", "Permute", "T", "Transpose")
+PERMUTING = ("Permute", "T", "Transpose")
 MOVING = (
     "AdaptiveMaxPool2D",
     "AdaptiveMaxPool3D",
@@ -23,7 +23,6 @@ MOVING = (
     "Amax",
     "Amin",
     "AsStrided",
-    "Copy",
     "Diagonal",
     "Expand",
     "Flip",
@@ -33,7 +32,6 @@ MOVING = (
     "Max",
     "Min",
     "Repeat",
-    "Reshape",
     "ReshapeAlias",
     "Roll",
     "Select",
@@ -80,8 +78,9 @@ def mean_square(value: Any) -> float:
     if isinstance(value, Tensor):
         if not value.numel():
             return 0.0
-        half = value.element_size() < 4 or not value.is_floating_point()
-        norm = torch.linalg.vector_norm(value.detach(), dtype=torch.float32 if half else None)
+        value = value.detach() if value.is_floating_point() else value.float()
+        half = value.element_size() < 4
+        norm = torch.linalg.vector_norm(value, dtype=torch.float32 if half else None)
         return float(norm) ** 2 / value.numel()
     return math.nan if value is None else float(abs(value) ** 2)
 
