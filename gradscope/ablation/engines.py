@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import connection, get_context
+from multiprocessing import connection, get_context, resource_tracker
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from gradscope.errors import ConfigError
@@ -257,6 +257,7 @@ def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
 def _serve(pipe: Connection, parent: int, threads: int) -> None:
     """Life of a worker process: tasks come through the pipe until it closes."""
     _end_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to act on
     sys.stdout = sys.stderr  # the caller's standard output is for results
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, inbox), daemon=True).start()
@@ -311,6 +312,7 @@ def _interrupts_held() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
+    resource_tracker.ensure_running()  # its first start would lift the block again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child inherits it
     try:
         yield

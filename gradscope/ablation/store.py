@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Of the files on disk; a newer one is refused rather than misread."""
 
+_TEXT = ("utf-8", "surrogatepass")
+"""Encoding of text that came from anywhere, file names among it."""
+
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """What files that were damaged or edited by hand raise when they are read."""
 
@@ -154,6 +157,7 @@ class Store:
             ConfigError: the folder holds another study.
         """
         path = self.root / "grid.json"
+        self.root.mkdir(parents=True, exist_ok=True)
         if path.exists():
             try:
                 known = _read_grid(path)["name"]
@@ -192,7 +196,7 @@ class Store:
             del fields["trace_path"]
             _write_json(temporary / "config.json", fields.pop("config"))
             if told := fields.pop("traceback"):
-                (temporary / "traceback.txt").write_text(told, encoding="utf-8")
+                (temporary / "traceback.txt").write_bytes(told.encode(*_TEXT))
             _write_json(temporary / "result.json", {"format": FORMAT, **fields})
             if trace is not None:
                 _flush(trace.save(temporary / "trace.parquet"))
@@ -246,7 +250,7 @@ def _stored(folder: Path, unread: CellResult) -> CellResult:
     _refuse_newer(fields.pop("format"))
     fields["config"] = _read_json(folder / "config.json")
     if (told := folder / "traceback.txt").is_file():
-        fields["traceback"] = told.read_text(encoding="utf-8")
+        fields["traceback"] = told.read_bytes().decode(*_TEXT)
     result = _adapter().validate_python({**fields, "factors": unread.factors})
     if result.id != unread.id:
         raise ValueError(f"result.json is of {result.id}")
@@ -323,7 +327,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content) + "\n", encoding="utf-8")
     _flush(path)
 
 

@@ -1,0 +1,42 @@
+"""A folder with a tiny grid in it, and the factories that it names."""
+
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from gradscope.ablation.grid import Grid
+
+HERE = Path(__file__).parent
+MODULES = ("tiny_nets", "tiny_work")
+
+GRID = {
+    "name": "tiny",
+    "model": {"name": "tiny_nets:net"},
+    "data": {"source": "tiny_nets:images", "size": 8},
+    "train": {"batch_size": 4, "epochs": 2},
+    "matrix": {"lr": [1e-2, 1e-3], "width": [2, 4]},
+}
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """The current folder is a fresh one that holds the factories; `.grid(**keys)` loads a grid."""
+    for name in MODULES:
+        shutil.copy(HERE / f"{name}.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRADSCOPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    path = tmp_path / "tiny.yaml"
+
+    def grid(overrides=(), **keys):
+        path.write_text(yaml.safe_dump(GRID | keys, sort_keys=False))
+        return Grid.load(path, overrides)
+
+    grid()
+    yield SimpleNamespace(folder=tmp_path, path=path, grid=grid)
+    for name in MODULES:
+        sys.modules.pop(name, None)
