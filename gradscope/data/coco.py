@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from gradscope.data.config import DataConfig
 from gradscope.data.decode import read_image
-from gradscope.data.source import SPLITS, Item, Listing, ReportProgress, shown, wanted_classes
+from gradscope.data.source import (
+    SPLITS,
+    Item,
+    Listing,
+    ReportProgress,
+    readable,
+    shown,
+    stamp,
+    wanted_classes,
+)
 from gradscope.errors import DataError
 
 if TYPE_CHECKING:
@@ -61,7 +71,7 @@ class CocoFolder:
         """
         digests = []
         for path in self._annotation_files().values():
-            with _readable(path), path.open("rb") as file:
+            with readable(path), path.open("rb") as file:
                 digests.append(hashlib.file_digest(file, "sha256").hexdigest())
         return "-".join(digests)
 
@@ -121,7 +131,7 @@ class CocoFolder:
         names = (stem, f"images/{stem}", "images", split, f"images/{split}", beside, ".")
         folders = [PurePosixPath(name) for name in dict.fromkeys(names)]
         sample = [table.file_name(image) for image in images[:20]]
-        hits = [sum((self.root / f / name).is_file() for name in sample) for f in folders]
+        hits = [sum(stamp(self.root / f / name) > (-1, -1) for name in sample) for f in folders]
         if sample and not any(hits):
             raise DataError(
                 f"{table.path}: none of its first images, such as {shown(sample[:1])}, is in "
@@ -171,13 +181,13 @@ class _Table:
     def _area(self, annotation: Mapping[str, Any], overlap: str) -> float:
         if overlap == "drop":
             return 0.0  # only presence counts
-        area = annotation.get("area")
-        box = annotation.get("bbox")
+        area, box = annotation.get("area"), annotation.get("bbox")
+        numbers = (int, float)
         if area is None and isinstance(box, list) and len(box) == 4:
-            area = box[2] * box[3]
-        if not isinstance(area, (int, float)):
+            area = box[2] * box[3] if all(isinstance(side, numbers) for side in box) else None
+        if not isinstance(area, numbers) or not 0 <= area < math.inf:
             raise DataError(
-                f"{self.path}: annotation {annotation['id']} has neither area nor bbox, which "
+                f"{self.path}: annotation {annotation['id']} has no valid area or bbox, which "
                 "overlap: largest compares; add the area or set overlap: drop"
             )
         return float(area)
@@ -206,7 +216,7 @@ def _checked(path: Path) -> dict[str, Any]:
     Raises:
         DataError: it is no JSON, no COCO instances file, or its ids do not match.
     """
-    with _readable(path):
+    with readable(path):
         text = path.read_bytes()
     try:
         data: Any = json.loads(text)
@@ -237,7 +247,7 @@ def _checked(path: Path) -> dict[str, Any]:
             )
     for image in data["images"]:
         place = PurePosixPath(image["file_name"])
-        if place.is_absolute() or ".." in place.parts:
+        if place.is_absolute() or ".." in place.parts or "\0" in place.name:
             raise DataError(
                 f"{path}: file_name '{shown([str(place)])}' leaves the image folder; "
                 "write it relative to the folder of images"
@@ -266,16 +276,6 @@ def _indexed(data: dict[str, Any]) -> COCO:
     with contextlib.redirect_stdout(io.StringIO()):  # it prints how long it took
         coco.createIndex()
     return coco
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror or error}); check the file and its rights"
-        ) from error
 
 
 def _leak(items: Mapping[str, Sequence[Item]]) -> tuple[str, ...]:

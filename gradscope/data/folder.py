@@ -11,7 +11,15 @@ from pathlib import Path
 
 from gradscope.data.config import DataConfig
 from gradscope.data.decode import read_image
-from gradscope.data.source import Item, Listing, ReportProgress, split_off, wanted_classes
+from gradscope.data.source import (
+    Item,
+    Listing,
+    ReportProgress,
+    readable,
+    split_off,
+    stamp,
+    wanted_classes,
+)
 from gradscope.errors import DataError
 
 SUFFIXES = frozenset(
@@ -49,9 +57,7 @@ class ClassFolders:
         for split, base in self._bases().items():
             for name in _class_names(base):
                 for path in _images(base / name):
-                    found = path.stat()
-                    fact = (split, str(path), found.st_size, found.st_mtime_ns)
-                    digest.update(repr(fact).encode())
+                    digest.update(repr((split, str(path), stamp(path))).encode())
         return digest.hexdigest()
 
     @contextmanager
@@ -102,7 +108,8 @@ class ClassFolders:
 
 
 def _class_names(base: Path) -> list[str]:
-    return sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith("."))
+    with readable(base):
+        return sorted(p.name for p in base.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def _images(folder: Path) -> Iterator[Path]:

@@ -42,6 +42,16 @@ def load(
 
 
 def _source(config: DataConfig, scratch: Path) -> Source:
+    if config.root is not None and config.source not in {"coco", "folder"}:
+        raise DataError(
+            f"data.root: source '{config.source}' takes no folder; "
+            "set data.source: coco (or folder), or leave data.root out"
+        )
+    if config.args and ":" not in config.source:
+        raise DataError(
+            f"data.args: source '{config.source}' takes none; leave them out, or set "
+            "data.source: package.module:factory"
+        )
     if config.source == "demo":
         return DemoSet(config, scratch)
     if config.source == "coco":

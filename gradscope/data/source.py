@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -190,5 +191,25 @@ def shown(names: Iterable[str], most: int = 5) -> str:
     return ", ".join(clean) + more
 
 
+def stamp(path: Path) -> tuple[int, int]:
+    """Size in bytes and time of change in ns; (-1, -1) when there is no such file."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - Path.stat costs half as much again, 10,000 times
+    except (OSError, ValueError):  # ValueError: a name that no file system takes
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusal to read into a DataError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error}); check it and its permissions"
+        ) from error
+
+
 def _rank(name: str, salt: str) -> bytes:
-    return hashlib.sha256(f"{salt}/{name}".encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(f"{salt}/{name}".encode("utf-8", "surrogatepass")).digest()

@@ -213,6 +213,37 @@ def test_nothing_is_kept_of_a_failure(small, cache):
     assert not list(entry(cache).glob("manifest*"))
 
 
+def test_an_old_entry_outlives_a_failure(small, cache):
+    """When reading again fails, the pixels of the last success stay, and nothing else."""
+    data.load(config(small.root), cache_dir=cache)
+    kept = arrays(cache)
+    path = small.root / "images" / "val003.png"
+    picture = path.read_bytes()
+    path.unlink()
+    with pytest.raises(DataError, match="unreadable"):
+        data.load(config(small.root), cache_dir=cache)
+    assert arrays(cache) == kept
+    path.write_bytes(picture)
+    data.load(config(small.root), cache_dir=cache)
+
+
+LIGHT_HIT = """
+import sys
+from pathlib import Path
+from gradscope import data
+data.load(data.DataConfig(source="coco", root=sys.argv[1], size=4), None, Path(sys.argv[2]))
+print(sorted({"torchvision", "pycocotools", "PIL", "matplotlib"} & set(sys.modules)))
+"""
+
+
+def test_a_hit_loads_no_library(small, cache):
+    """Torchvision, pycocotools and Pillow load only to read images, not to map them."""
+    command = [sys.executable, "-c", LIGHT_HIT, str(small.root), str(cache)]
+    data.load(config(small.root), cache_dir=cache)
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout == "[]\n"
+
+
 RACE = """
 import sys
 from pathlib import Path

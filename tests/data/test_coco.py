@@ -223,5 +223,5 @@ def test_an_area_that_largest_needs_is_missing(small, cache):
         found["annotations"][2] |= {"area": None, "bbox": None}
 
     small.edit("train", strip)
-    with pytest.raises(DataError, match=r"annotation 3 has neither area nor bbox.*overlap: drop"):
+    with pytest.raises(DataError, match=r"annotation 3 has no valid area or bbox.*overlap: drop"):
         data.load(config(small.root, overlap="largest"), cache_dir=cache)

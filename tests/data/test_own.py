@@ -64,7 +64,8 @@ MODULE = """
     def named(): return Images([(torch.zeros(3, 8, 8), "cat")] * 4), Images([])
     def beyond(): return Images([(torch.zeros(3, 8, 8), 7)] * 4, classes=["a"]), Images([])
     def mixed():
-        return Images([(torch.zeros(3, 8, 8), 0), (torch.zeros(1, 8, 8), 1)]), Images([])
+        images = Images([(torch.zeros(3, 8, 8), 0), (torch.zeros(1, 8, 8), 1)])
+        return images, images
 """
 
 
@@ -154,7 +155,7 @@ def test_unreadable_samples(load):
         ("normalised", DataError, r"pixels of float32 in -1..-1; return uint8, or floats in 0..1"),
         ("named", DataError, "label 'cat'; return the index of the class"),
         ("beyond", DataError, "label 7, but 1 names in 'classes'; labels count from 0"),
-        ("mixed", DataError, "no image in the val split"),
+        ("mixed", DataError, "image 1 has 1 channels, those before 3; give all images the same"),
         ("tensor", ModelError, "has no 'tensor'; did you mean 'tensors'"),
     ],
 )
