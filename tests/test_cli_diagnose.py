@@ -1,23 +1,25 @@
 """``gradscope diagnose``: what it prints where, and its exit codes."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import zoo
 
-MAIN = "from gradscope.cli import main; main()"
+from gradscope.cli import main
 
 
-def run(*arguments):
-    """The command in a process of its own."""
-    return subprocess.run(
-        [sys.executable, "-c", MAIN, "diagnose", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """The command as the shell runs it: exit code, stdout, stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["gradscope", "diagnose", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        captured = capsys.readouterr()
+        return stopped.value.code, captured.out, captured.err
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -30,34 +32,34 @@ def traces(tmp_path_factory):
     }
 
 
-def test_healthy_run_exits_with_0(traces):
+def test_healthy_run_exits_with_0(run, traces):
     """The verdict on stdout, nothing on stderr."""
-    done = run(traces["kaiming_mlp"])
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("verdict: healthy")
+    code, out, err = run(traces["kaiming_mlp"])
+    assert (code, err) == (0, "")
+    assert out.startswith("verdict: healthy")
 
 
-def test_sick_run_exits_with_1_and_tells_the_remedy(traces):
+def test_sick_run_exits_with_1_and_tells_the_remedy(run, traces):
     """Sigmoids in a chain: the advice names them."""
-    done = run(traces["deep_sigmoid"])
-    assert (done.returncode, done.stderr) == (1, "")
-    assert done.stdout.startswith("verdict: vanishing")
-    assert "sigmoids by ReLU" in " ".join(done.stdout.split())
+    code, out, err = run(traces["deep_sigmoid"])
+    assert (code, err) == (1, "")
+    assert out.startswith("verdict: vanishing")
+    assert "sigmoids by ReLU" in " ".join(out.split())
 
 
-def test_json_is_all_there_is_on_stdout(traces):
+def test_json_is_all_there_is_on_stdout(run, traces):
     """One JSON document, the same verdict, the same exit code."""
-    done = run(traces["deep_sigmoid"], "--json")
-    assert done.returncode == 1
-    assert json.loads(done.stdout)["verdict"] == "vanishing"
+    code, out, _ = run(traces["deep_sigmoid"], "--json")
+    assert code == 1
+    assert json.loads(out)["verdict"] == "vanishing"
 
 
-def test_bad_file_is_one_line_and_exit_2(tmp_path):
+def test_bad_file_is_one_line_and_exit_2(run, tmp_path):
     """A missing file and a file of another kind."""
     (tmp_path / "x.parquet").write_text("no")
     for path in (tmp_path / "gone.parquet", tmp_path / "x.parquet"):
-        done = run(path)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr.count("\n") == 1
-        assert done.stderr.startswith("error: ")
-        assert path.name in done.stderr
+        code, out, err = run(path)
+        assert (code, out) == (2, "")
+        assert err.count("\n") == 1
+        assert err.startswith("error: ")
+        assert path.name in err
