@@ -172,7 +172,11 @@ def test_variants_of_the_reference_network(skip, batch_norm, init):
     ("name", "stages"),
     [
         ("resnet18", "layer1.0 layer1.1 layer2.0 layer2.1 layer3.0 layer3.1 layer4.0"),
-        ("convnext_tiny", "features.1 features.3 features.5 features.7"),
+        pytest.param(
+            "convnext_tiny",
+            "features.1 features.3 features.5 features.7",
+            marks=pytest.mark.slow,
+        ),
         ("mobilenet_v2", "features.1 features.2 features.3 features.5 features.9 features.15"),
         ("densenet121", "features.denseblock1 features.denseblock2 features.denseblock3"),
         ("regnet_y_400mf", "trunk_output.block1 trunk_output.block2 trunk_output.block3"),
@@ -187,6 +191,7 @@ def test_networks_of_torchvision(name, stages):
     assert all(abs(error) < math.log(1.25) for error, _ in found)
 
 
+@pytest.mark.slow
 def test_windowed_attention():
     """Swin multiplies matrices by hand: the rules see products and a softmax, within 50 %."""
     torch.manual_seed(0)

@@ -73,7 +73,7 @@ def dims(node: Any, rank: int) -> list[int]:
     return [d % rank for d in signed] or list(range(rank))
 
 
-def mean_square(value: Any) -> float:
+def mean_square(value: Tensor | float | None) -> float:
     """Mean square of a tensor or a number; NaN where the tensor was not saved."""
     if isinstance(value, Tensor):
         if not value.numel():
@@ -81,8 +81,9 @@ def mean_square(value: Any) -> float:
         value = value.detach() if value.is_floating_point() else value.float()
         half = value.element_size() < 4
         norm = torch.linalg.vector_norm(value, dtype=torch.float32 if half else None)
-        return float(norm) ** 2 / value.numel()
-    return math.nan if value is None else float(abs(value) ** 2)
+        squared: float = norm.item() ** 2
+        return squared / value.numel()
+    return math.nan if value is None else abs(value) ** 2
 
 
 def same_channels(node: Any) -> bool:
