@@ -17,12 +17,25 @@ KeyPath = tuple[str | int, ...]
 """Keys and list positions from the top of the document: ``("train", "lr")``."""
 
 
+_REPLACED = ("float", "timestamp")
+_MOST_KEYS = 100_000
+"""Aliases of aliases unfold a short file into billions of settings; nobody writes so many."""
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which ``1e-3`` is a number, as in YAML 1.2 and in every reader's mind."""
+    """Safe YAML in which ``1e-3`` is a number and a date is text, as in YAML 1.2."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """As in the base class; values that Python refuses get their line."""
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # an integer of thousands of digits
+            reason = str(error).partition(";")[0]
+            raise yaml.MarkedYAMLError(problem=reason, problem_mark=node.start_mark) from error
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, rule) for tag, rule in rules if tag != "tag:yaml.org,2002:float"]
+    first: [(tag, rule) for tag, rule in rules if tag.rpartition(":")[2] not in _REPLACED]
     for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(
@@ -77,8 +90,8 @@ class Document:
         if not equals or not key.strip():
             raise ConfigError(f"{shown}: not of the form key.path=value, as in train.epochs=1")
         try:
-            value = yaml.load(text, _Loader)  # noqa: S506 - a subclass of SafeLoader
-        except yaml.YAMLError as error:
+            _, value = _parsed(text, Document({}, shown))
+        except (yaml.YAMLError, RecursionError) as error:
             raise ConfigError(f"{shown}: the value is no YAML ({_reason(error)})") from error
         keys = key.strip().split(".")
         if keys[0] == "matrix" and len(keys) > 1:  # an axis may itself be a dotted path
@@ -90,7 +103,9 @@ class Document:
                 raise ConfigError(f"{shown}: '{name}' is a {_kind(inner)}, not a section")
             place = inner
         place[keys[-1]] = value
-        self.overridden[tuple(keys)] = shown
+        here = tuple(keys)
+        self.lines = {k: line for k, line in self.lines.items() if k[: len(here)] != here}
+        self.overridden[here] = shown
 
 
 def read(path: Path, options: Sequence[str] = ()) -> Document:
@@ -110,23 +125,35 @@ def read(path: Path, options: Sequence[str] = ()) -> Document:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as text ({error}); give a YAML file") from error
     try:
-        node = yaml.compose(text, _Loader)
         document = Document({}, str(path))
-        if isinstance(node, yaml.MappingNode):
-            _note_lines(node, (), document)
-            document.data = _Loader("").construct_document(node)
-    except yaml.YAMLError as error:
+        node, data = _parsed(text, document)
+    except (yaml.YAMLError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{line}: not valid YAML: {_reason(error)}") from error
     if not isinstance(node, yaml.MappingNode):
         raise ConfigError(f"{path}: a grid is a mapping with keys such as name, model and matrix")
+    document.data = data
     for option in options:
         document.override(option)
     return document
 
 
+def _parsed(text: str, document: Document) -> tuple[yaml.Node | None, Any]:
+    """The outermost node and what it holds; the lines of its keys go into the document."""
+    node = yaml.compose(text, _Loader)
+    if node is None:
+        return None, None
+    _note_lines(node, (), document)
+    return node, _Loader("").construct_document(node)
+
+
 def _note_lines(node: yaml.Node, path: KeyPath, document: Document) -> None:
+    if len(document.lines) > _MOST_KEYS:
+        raise ConfigError(
+            f"{document.file}: holds more than {_MOST_KEYS} settings; write fewer, "
+            "or fewer aliases of aliases"
+        )
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             here = (*path, str(key.value))
@@ -144,7 +171,9 @@ def _note_lines(node: yaml.Node, path: KeyPath, document: Document) -> None:
             _note_lines(value, (*path, i), document)
 
 
-def _reason(error: yaml.YAMLError) -> str:
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply, or an alias holds itself"
     problem = getattr(error, "problem", None) or str(error)
     return " ".join(str(problem).split())
 
