@@ -301,6 +301,26 @@ class ForwardReader:
                 )
             self._position += 1
 
+    @property
+    def has_fused_recurrence(self) -> bool:
+        """Whether the network has a layer that loops over time by itself."""
+        model = self._model()
+        return model is not None and any(isinstance(m, nn.RNNBase) for m in model.modules())
+
+    def lend(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Inputs for a fused recurrent layer that take a gradient, so that time can be seen.
+
+        The tensor handed on is a new one on the same memory: no number changes, and the caller's
+        own tensor stays without a gradient.
+        """
+        if not isinstance(module, nn.RNNBase) or id(module) not in self._names or not args:
+            return None
+        sequence = args[0]
+        fit = isinstance(sequence, Tensor) and sequence.is_floating_point()
+        if not fit or sequence.requires_grad or not torch.is_grad_enabled():
+            return None
+        return (sequence.detach().requires_grad_(), *args[1:])
+
     def _take_time(self, name: str, module: nn.RNNBase, args: tuple[Any, ...]) -> None:
         """The flow through time of a fused recurrent layer shows at its input, step by step."""
         sequence = args[0] if args else None

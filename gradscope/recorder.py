@@ -210,8 +210,14 @@ class Scope:
             elif handle is not None:  # the scope was forgotten and is gone
                 handle.remove()
 
+        def lend(module: nn.Module, args: Any) -> Any:
+            watching = scope()
+            return None if watching is None else watching._forward.lend(module, args)
+
         handle = register_module_forward_hook(hook)
         self._hooks.append(handle)
+        if self._forward.has_fused_recurrence:  # a hook before every module costs, so only then
+            self._hooks.append(register_module_forward_pre_hook(lend))
         if self._step == 0:
             first_call = weakref.WeakMethod(self._first_call)
 

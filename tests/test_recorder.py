@@ -382,13 +382,18 @@ def test_sparse_embedding_gradient():
     assert recorded(scope, "weight", "weight", "zero_fraction") == [pytest.approx(0.8)]
 
 
-def test_fused_recurrent_layer_shows_the_flow_through_time():
-    """The gradient at each time step of an LSTM's input equals autograd's."""
+@pytest.mark.parametrize("wanted", [True, False])
+def test_fused_recurrent_layer_shows_the_flow_through_time(wanted):
+    """The gradient at each time step of an LSTM's input equals autograd's, raw inputs included."""
     model = nn.LSTM(3, 4)
-    inputs = torch.randn(6, 2, 3, requires_grad=True)
+    inputs = torch.randn(6, 2, 3, requires_grad=wanted)
     with gradscope.watch(model, every=1) as scope:
         model(inputs)[0][-1].sum().backward()
         scope.step()
+    assert (inputs.grad is not None) == wanted
+    if not wanted:
+        inputs.requires_grad_()
+        model(inputs)[0][-1].sum().backward()
     frame = scope.trace().to_pandas()
     frame = frame[frame.output == gradscope.trace.TIME]
     expected = inputs.grad.flatten(1).norm(dim=1)
