@@ -9,13 +9,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from gradscope.ablation.document import Document, KeyPath, merged, read, shown
 from gradscope.data import DataConfig
-from gradscope.errors import ConfigError, GradscopeError, nearest
+from gradscope.errors import GradscopeError, nearest
 from gradscope.models import ModelConfig, check_args, valid_args
 
 
@@ -25,6 +25,9 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class TrainConfig(Config):
     """How one cell is trained."""
 
@@ -32,12 +35,12 @@ class TrainConfig(Config):
     batch_size: PositiveInt = 32
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[_Beta, _Beta] = (0.9, 0.99)
     momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     precision: Literal["fp32", "bf16"] = "fp32"
     channels_last: bool = True
-    clip_norm: float | None = Field(None, gt=0)
+    clip_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
     eval_batch_size: PositiveInt = 256
 
 
@@ -55,7 +58,7 @@ class CellConfig(Config):
     data: DataConfig
     train: TrainConfig = TrainConfig()
     record: RecordConfig = RecordConfig()
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
 
 
 class GridConfig(Config):
@@ -72,6 +75,12 @@ class GridConfig(Config):
     exclude: list[dict[str, Any]] = Field(default_factory=list)
     include: list[dict[str, Any]] = Field(default_factory=list)
 
+
+_Point = dict[str, tuple[Any, KeyPath]]
+"""Name of an axis -> its value at one point, and where that was written."""
+
+_Origin = dict[tuple[str, ...], KeyPath]
+"""Setting -> where in the document the matrix or an inclusion gave it."""
 
 SECTIONS: dict[str, type[BaseModel]] = {
     "model": ModelConfig,
@@ -105,6 +114,11 @@ class Axis:
     values: tuple[Any, ...]
     labels: tuple[Any, ...]
     """What stands for each value in tables: scalars themselves, a label or name for sections."""
+
+    def meant(self, value: Any) -> Any:
+        """The section that a label stands for; any other value itself."""
+        sections = zip(self.labels, self.values, strict=True)
+        return next((s for label, s in sections if isinstance(s, dict) and label == value), value)
 
 
 @dataclass(frozen=True)
@@ -150,13 +164,13 @@ class Grid:
         """
         document = read(Path(path), overrides)
         config = _validated(GridConfig, document.data, (), document)
-        model_name = config.model.get("name")
-        axes = _axes(config, str(model_name), document)
+        axes = _axes(config, document)
         base = {s: getattr(config, s) for s in SECTIONS}
         cells: dict[str, Cell] = {}
-        for seed in config.seeds:
-            for values, where in _points(config, axes, document):
-                cell = _cell(base, axes, values, seed, written=where, document=document)
+        points = _points(config, axes, document)
+        for seed in _distinct(config.seeds, document):
+            for point in points:
+                cell = _cell(base, axes, point, seed, document)
                 cells.setdefault(cell.id, cell)
         if not cells:
             raise document.error(("exclude",), "every cell of the matrix is excluded")
@@ -165,7 +179,11 @@ class Grid:
 
 
 def _validated(
-    kind: type[BaseModel], data: Any, path: KeyPath, document: Document, written: KeyPath = ()
+    kind: type[BaseModel],
+    data: Any,
+    path: KeyPath,
+    document: Document,
+    origin: _Origin | None = None,
 ) -> Any:
     """Validate settings; the first error becomes one line that names the place and the mend.
 
@@ -174,7 +192,7 @@ def _validated(
         data: what was written.
         path: where the settings belong, for the name of the key in the message.
         document: knows the lines.
-        written: where the settings were written, if elsewhere: an axis of the matrix.
+        origin: which of the settings were written elsewhere: in the matrix.
     """
     try:
         return kind.model_validate(data)
@@ -182,15 +200,32 @@ def _validated(
         first = error.errors()[0]
         location = tuple(p for p in first["loc"] if isinstance(p, str | int))
         key = ".".join(str(p) for p in (*path, *location))
-        place = written or (*path, *location)
+        place = _written((*path, *location), origin or {})
         if first["type"] == "extra_forbidden":
             valid = nearest(str(location[-1]), _fields(kind, location[:-1]))
             raise document.error(place, f"unknown key '{key}'; {valid}") from error
         if first["type"] == "missing":
             raise document.error(place, f"key '{key}' is missing; add it") from error
         message = first["msg"].removeprefix("Value error, ")
+        message = re.sub(r" or instance of \w+", "", message).replace("dictionary", "mapping")
         given = f", got {shown(first['input'])!r}" if _scalar(first["input"]) else ""
         raise document.error(place, f"{key}: {message[:1].lower()}{message[1:]}{given}") from error
+
+
+def _written(path: KeyPath, origin: _Origin) -> KeyPath:
+    """Where a setting was written: in the innermost axis that reaches it, else at its own place."""
+    for length in range(len(path), 0, -1):
+        place = origin.get(tuple(map(str, path[:length])))
+        if place is not None:
+            return (*place, *path[length:])
+    return path
+
+
+def _distinct(seeds: Sequence[int], document: Document) -> Sequence[int]:
+    for i, seed in enumerate(seeds):
+        if seed in seeds[:i]:
+            raise document.error(("seeds", i), f"seeds: {seed} stands twice; remove one")
+    return seeds
 
 
 def _fields(kind: type[BaseModel], path: Sequence[str | int]) -> list[str]:
@@ -207,12 +242,19 @@ def _scalar(value: Any) -> bool:
     return value is None or isinstance(value, str | int | float | bool)
 
 
-def _axes(config: GridConfig, model_name: str, document: Document) -> tuple[Axis, ...]:
+def _axes(config: GridConfig, document: Document) -> tuple[Axis, ...]:
     axes: list[Axis] = []
+    known = _settings(config, document) if config.matrix else []
     for key, values in config.matrix.items():
-        path = _resolve(key, config, model_name, document)
+        path = _resolve(key, known, document)
         if not values:
             raise document.error(("matrix", key), f"axis '{key}' has no values; give at least one")
+        for other in axes:
+            if other.path == path:
+                raise document.error(
+                    ("matrix", key),
+                    f"axis '{key}' varies {'.'.join(path)}, as '{other.key}' does; remove one",
+                )
         labels = tuple(_label(value) for value in values)
         if len(set(map(repr, labels))) < len(labels):
             raise document.error(
@@ -239,10 +281,9 @@ def _label(value: Any) -> Any:
     return json.dumps(value, default=str)
 
 
-def _resolve(key: str, config: GridConfig, model_name: str, document: Document) -> tuple[str, ...]:
+def _resolve(key: str, known: list[tuple[str, ...]], document: Document) -> tuple[str, ...]:
     """The setting that an axis varies: a dotted path, or the only setting of that last name."""
     place = ("matrix", key)
-    known = _settings(config, model_name, document)
     path = tuple(key.split("."))
     if path in known or (path[0] in SECTIONS and _is_open(path)):
         return path
@@ -258,24 +299,30 @@ def _resolve(key: str, config: GridConfig, model_name: str, document: Document) 
     raise document.error(place, f"unknown axis '{key}'; {nearest(key, names)}")
 
 
-def _settings(config: GridConfig, model_name: str, document: Document) -> list[tuple[str, ...]]:
+def _settings(config: GridConfig, document: Document) -> list[tuple[str, ...]]:
     """Every setting that an axis may vary, the arguments of the grid's models included."""
     paths: list[tuple[str, ...]] = [(section,) for section in SECTIONS]
     for section, kind in SECTIONS.items():
         paths += [(section, name) for name in kind.model_fields if name != "args"]
-    models = {model_name}
-    for axis, values in config.matrix.items():
-        if axis in ("model", "model.name"):
-            models |= {v.get("name", model_name) if isinstance(v, dict) else str(v) for v in values}
-    arguments: set[str] = set(config.model.get("args") or {})
-    for name in sorted(models):
+    arguments = set(config.model.get("args") or {})
+    for place, name in _models(config).items():
         try:
             arguments |= valid_args(name)
         except GradscopeError as error:
-            raise document.error(("model", "name"), str(error)) from error
+            raise document.error(place, str(error)) from error
     paths += [("model", "args", name) for name in sorted(arguments)]
     paths += [("data", "args", name) for name in sorted(config.data.get("args") or {})]
     return paths
+
+
+def _models(config: GridConfig) -> dict[KeyPath, str]:
+    """Where the grid names a model -> its name; what is no text is told of by the validation."""
+    named: dict[KeyPath, Any] = {("model", "name"): config.model.get("name")}
+    for i, value in enumerate(config.matrix.get("model", ())):
+        named["matrix", "model", i, "name"] = value.get("name") if isinstance(value, dict) else None
+    for i, value in enumerate(config.matrix.get("model.name", ())):
+        named["matrix", "model.name", i] = value
+    return {place: name for place, name in named.items() if isinstance(name, str)}
 
 
 def _is_open(path: tuple[str, ...]) -> bool:
@@ -283,9 +330,7 @@ def _is_open(path: tuple[str, ...]) -> bool:
     return len(path) > 2 and path[:2] in (("model", "args"), ("data", "args"), ("model", "init"))
 
 
-def _points(
-    config: GridConfig, axes: tuple[Axis, ...], document: Document
-) -> list[tuple[dict[str, int | Any], KeyPath]]:
+def _points(config: GridConfig, axes: tuple[Axis, ...], document: Document) -> list[_Point]:
     """The value of each axis at every point that is not excluded, then the included ones."""
     by_name = {n: axis for axis in axes for n in (axis.key, axis.name, ".".join(axis.path))}
 
@@ -298,88 +343,77 @@ def _points(
 
     excluded = [known(e, ("exclude", i)) for i, e in enumerate(config.exclude)]
     used = [False] * len(excluded)
-    points: list[tuple[dict[str, Any], KeyPath]] = []
+    points: list[_Point] = []
     for choice in itertools.product(*(range(len(a.values)) for a in axes)):
         labels = {a.name: a.labels[i] for a, i in zip(axes, choice, strict=True)}
         hits = [all(labels[n] == v for n, v in e.items()) for e in excluded]
         used = [was or hit for was, hit in zip(used, hits, strict=True)]
         if not any(hits):
-            points.append(({a.name: a.values[i] for a, i in zip(axes, choice, strict=True)}, ()))
+            points.append(
+                {
+                    a.name: (a.values[i], ("matrix", a.key, i))
+                    for a, i in zip(axes, choice, strict=True)
+                }
+            )
     for i, was_used in enumerate(used):
         if not was_used:
             raise document.error(
                 ("exclude", i), "this exclusion matches no cell; its values must be of the matrix"
             )
     for i, entry in enumerate(config.include):
-        points.append((known(entry, ("include", i)), ("include", i)))
+        known(entry, ("include", i))
+        axis_of = {name: by_name[name] for name in entry}
+        points.append(
+            {a.name: (a.meant(entry[name]), ("include", i, name)) for name, a in axis_of.items()}
+        )
     return points
 
 
 def _cell(
     base: dict[str, Any],
     axes: tuple[Axis, ...],
-    values: dict[str, Any],
+    point: _Point,
     seed: int,
-    *,
-    written: KeyPath,
     document: Document,
 ) -> Cell:
     settings: dict[str, Any] = {**base, "seed": seed}
-    origin: dict[tuple[str, ...], KeyPath] = {}
-    for axis in axes:
-        if axis.name in values:
-            value = values[axis.name]
+    origin: _Origin = {}
+    for axis in sorted(axes, key=lambda axis: len(axis.path)):  # what is inside a section, after it
+        if axis.name in point:
+            value, origin[axis.path] = point[axis.name]
             if isinstance(value, dict):
                 value = {k: v for k, v in value.items() if k != "label"}
             settings = merged(settings, axis.path, value)
-            origin[axis.path] = written or ("matrix", axis.key)
     config = _config(settings, origin, document)
-    factors = {}
-    for axis in axes:
-        given = _label(values[axis.name]) if axis.name in values else _at(config, axis.path)
-        factors[axis.name] = given
+    factors = {
+        axis.name: _label(point[axis.name][0]) if axis.name in point else _at(config, axis.path)
+        for axis in axes
+    }
     return Cell(_identity(factors, config), factors, config)
 
 
-def _config(
-    settings: dict[str, Any], origin: dict[tuple[str, ...], KeyPath], document: Document
-) -> CellConfig:
-    sections = {}
-    for name, kind in SECTIONS.items():
-        wrong_here = next((o for path, o in origin.items() if path[0] == name), ())
-        try:
-            sections[name] = _validated(kind, settings[name], (name,), document)
-        except ConfigError:
-            # Written in the matrix? Then the line of the axis is the one to mend.
-            blame = _blamed(kind, name, settings, origin) or wrong_here
-            _validated(kind, settings[name], (name,), document, blame)
-            raise
+def _config(settings: dict[str, Any], origin: _Origin, document: Document) -> CellConfig:
+    sections = {
+        name: _validated(kind, settings[name], (name,), document, origin)
+        for name, kind in SECTIONS.items()
+    }
     model = sections["model"]
     try:
         check_args(model)
     except GradscopeError as error:
-        in_matrix = next((o for path, o in origin.items() if path[0] == "model"), None)
-        place = in_matrix or ("model", "args")
-        raise document.error(place, str(error)) from error
+        raise document.error(_written(_refused(model), origin), str(error)) from error
     seed = _validated(CellConfig, {**sections, "seed": settings["seed"]}, ("seeds",), document).seed
     return CellConfig(**sections, seed=seed)
 
 
-def _blamed(
-    kind: type[BaseModel],
-    section: str,
-    settings: dict[str, Any],
-    origin: dict[tuple[str, ...], KeyPath],
-) -> KeyPath:
-    try:
-        kind.model_validate(settings[section])
-    except ValidationError as error:
-        location = (section, *map(str, error.errors()[0]["loc"]))
-        for path, place in origin.items():
-            if location[: len(path)] == path:
-                return place
-        return location
-    return ()
+def _refused(model: ModelConfig) -> KeyPath:
+    """Which setting of a model `check_args` refuses: one of its arguments, else its name."""
+    for args in ({}, *({name: value} for name, value in model.args.items())):
+        try:
+            check_args(ModelConfig(name=model.name, args=args))
+        except GradscopeError:
+            return ("model", "args", *args) if args else ("model", "name")
+    return ("model", "args")
 
 
 def _at(config: CellConfig, path: tuple[str, ...]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,7 @@ def test_the_reference_study_has_all_combinations(name):
         ("'1e-3'", "1e-3"),
         ("0x10", 16),
         ("true", True),
+        ("2020-01-31", "2020-01-31"),
         ("1_000.0", 1000.0),
     ],
 )
@@ -258,6 +260,57 @@ WRONG = {
     ),
     "negative seed": (HEAD + "seeds: [-1]\n", r"grid.yaml:3: .*seed.*greater than or equal to 0"),
     "no seeds": (HEAD + "seeds: []\n", r"grid.yaml:3: seeds: .*at least 1"),
+    "infinite decay": (HEAD + "train: {weight_decay: .inf}\n", r"grid.yaml:3: .*finite"),
+    "beta": (
+        HEAD + "train:\n  betas:\n    - 0.9\n    - 1.5\n",
+        r"grid.yaml:6: train.betas.1: .*1.5",
+    ),
+    "huge seed": (HEAD + "seeds: [99999999999999999999]\n", r"grid.yaml:3: .*seed.*less than"),
+    "seed twice": (HEAD + "seeds: [1, 1]\n", r"grid.yaml:3: seeds: 1 stands twice; remove one"),
+    "two axes of one setting": (
+        HEAD + "matrix:\n  lr: [1]\n  train.lr: [2]\n",
+        r"grid.yaml:5: axis 'train.lr' varies train.lr, as 'lr' does; remove one",
+    ),
+    "second value": (
+        HEAD + "matrix:\n  lr:\n    - 1e-3\n    - -1\n",
+        r"grid.yaml:6: train.lr: .*-1",
+    ),
+    "model in the matrix": (
+        HEAD + "matrix:\n  model:\n    - {name: net3}\n    - {name: nett3}\n",
+        r"grid.yaml:6: unknown model 'nett3'; did you mean 'net3'",
+    ),
+    "model name in the matrix": (
+        HEAD + "matrix:\n  model.name: [hw5net, nett3]\n",
+        r"grid.yaml:4: unknown model 'nett3'; did you mean 'net3'",
+    ),
+    "model is a list": (
+        HEAD + "matrix:\n  model:\n    - name: [net3]\n",
+        r"grid.yaml:5: model.name: .*valid string",
+    ),
+    "model is a name": (HEAD + "matrix: {model: [net3]}\n", r"grid.yaml:3: model: .*valid mapping"),
+    "argument beside an axis": (
+        "name: t\nmodel:\n  name: hw5net\n  args:\n    dept: 32\nmatrix:\n  skip: [true]\n",
+        r"grid.yaml:5: .*no argument 'dept'; did you mean 'depth'",
+    ),
+    "argument in an axis": (
+        HEAD + "matrix:\n  model:\n    - name: net3\n      args:\n        depth: 32\n",
+        r"grid.yaml:7: .*no argument 'depth'",
+    ),
+    "inclusion": (
+        HEAD + "matrix: {lr: [1]}\ninclude:\n  - lr: 2\n  - lr: -1\n",
+        r"grid.yaml:6: train.lr: .*-1",
+    ),
+    "alias of itself": (HEAD + "data: &a {args: *a}\n", r"grid.yaml: .*an alias holds itself"),
+    "deep": (HEAD + "data: " + "[" * 3000, r"grid.yaml: .*nested too deeply"),
+    "aliases of aliases": (
+        "a: &a [1,1,1,1,1,1,1,1,1,1]\n"
+        + "".join(
+            f"{b}: &{b} [{','.join(10 * [f'*{a}'])}]\n"
+            for a, b in zip("abcdefg", "bcdefgh", strict=True)
+        ),
+        r"grid.yaml: holds more than 100000 settings",
+    ),
+    "digits": (HEAD + f"seeds:\n  - {'9' * 5000}\n", r"grid.yaml:4: .*limit \(4300 digits\)"),
     "factory": ("name: t\nmodel: {name: 'nowhere.at:all'}\n", r"grid.yaml:2: .*nowhere"),
 }
 
@@ -277,6 +330,9 @@ def test_wrong_grids(write, case):
         ("train.epochs", "not of the form key.path=value"),
         ("=3", "not of the form"),
         ("train.epochs=[", "--set train.epochs=.* the value is no YAML"),
+        ("train.epochs=" + "9" * 5000, "the value is no YAML .*digits"),
+        ("data.args={a: 1, a: 2}", "--set data.args=.*key 'a' stands here a second time"),
+        ("data.args.a=&a [*a]", "the value is no YAML .*an alias holds itself"),
         ("train.epochs=x", "--set train.epochs=x: train.epochs: .*'x'"),
         ("name.x=1", "'name' is a text, not a section"),
         ("trian.epochs=1", "--set trian.epochs=1: unknown key 'trian'; did you mean 'train'"),
@@ -286,6 +342,45 @@ def test_wrong_overrides(write, option, message):
     """A wrong --set is named as it was typed."""
     with pytest.raises(ConfigError, match=message):
         write(BASE, [option])
+
+
+@pytest.mark.parametrize("option", ["train={epochs: x}", "matrix.lr=[1, x]", "matrix={lr: [x]}"])
+def test_a_wrong_override_is_not_blamed_on_the_line_it_replaces(write, option):
+    """The option is named, though the file has a line for the same setting."""
+    text = HEAD + "train:\n  epochs: 2\nmatrix:\n  lr:\n    - 1\n    - 2\n"
+    with pytest.raises(ConfigError, match=f"^--set {re.escape(option)}: train") as caught:
+        write(text, [option])
+    assert "'x'" in str(caught.value)
+
+
+def test_axes_inside_a_section_that_is_an_axis_too(write):
+    """Arguments count after the model they belong to, whichever axis is written first."""
+    nets = [{"label": "A", "name": "hw5net"}, {"label": "B", "name": "hw5net", "init": "xavier"}]
+    for matrix in ({"depth": [32, 64], "model": nets}, {"model": nets, "depth": [32, 64]}):
+        cells = write(BASE | {"matrix": matrix}).cells()
+        found = {(c.config.model.init.scheme, c.config.model.args["depth"]) for c in cells}
+        assert found == {(i, d) for i in ("default", "xavier") for d in (32, 64)}
+        assert all(c.config.model.args["depth"] == c.factors["depth"] for c in cells)
+
+
+def test_labels_stand_for_sections_in_exclude_and_include(write):
+    """What a table shows may be written to leave a section out, or to add it."""
+    nets = [{"label": "A", "name": "hw5net"}, {"label": "B", "name": "net3"}]
+    matrix = {"model": nets, "lr": [1e-2]}
+    lists = {"exclude": [{"model": "A"}], "include": [{"model": "A", "lr": 0.5}]}
+    cells = write(BASE | {"matrix": matrix} | lists).cells()
+    assert [(c.config.model.name, c.config.train.lr, c.factors["model"]) for c in cells] == [
+        ("net3", 1e-2, "B"),
+        ("hw5net", 0.5, "A"),
+    ]
+
+
+def test_a_model_named_in_the_matrix_alone(write):
+    """The section `model` need not name one when every cell does."""
+    grid = write({"name": "t", "model": {}, "matrix": {"model.name": ["net3"], "lr": [0.1]}})
+    assert grid.cells()[0].config.model.name == "net3"
+    with pytest.raises(ConfigError, match=r"key 'model.name' is missing"):
+        write({"name": "t", "model": {}, "matrix": {"lr": [0.1]}})
 
 
 def test_a_missing_file(tmp_path):
