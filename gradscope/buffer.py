@@ -305,7 +305,8 @@ def finish(rows: list[_Row], columns: list[RecordedTensor]) -> tuple[Tensor, Ten
     # Extremes carry NaN and Inf exactly; where the sample missed them, at least one element is.
     measured = torch.tensor([False, *(c.kind != "activation_grad" for c in columns)])
     broken = torch.where(measured, ~abs_max.isfinite(), norm.isnan())
-    nonfinite = torch.where(broken & (cell["nonfinite"] == 0), 1 / numel, cell["nonfinite"])
+    counted = torch.where(norm.isfinite() & cell["nonfinite"].isnan(), 0.0, cell["nonfinite"])
+    nonfinite = torch.where(broken & (counted == 0), 1 / numel, counted)
     columns_of = {
         "norm": norm,
         "rms": norm / numel.sqrt(),

@@ -215,6 +215,7 @@ class ForwardReader:
         self._after_backward = after_backward
         self._columns: dict[tuple[str, int, int], tuple[int, int]] = {}
         self._ever_active: dict[tuple[str, int, int], Tensor] = {}
+        self._all_active: set[tuple[str, int, int]] = set()
         self._reset()
 
     @property
@@ -387,6 +388,10 @@ class ForwardReader:
         self, module: nn.Module, tensor: Tensor, column: int, key: tuple[str, int, int]
     ) -> None:
         """Share of units that have been zero for every example since recording began."""
+        dead = self._buffer.cell(tensor.device, column, "dead")
+        if key in self._all_active:
+            dead.zero_()
+            return
         channel = tensor.dim() - 1 if tensor.dim() == 3 else 1  # (batch, time, features)
         others = [d for d in range(tensor.dim()) if d != channel]
         active = tensor.detach().amax(others) != 0
@@ -396,7 +401,9 @@ class ForwardReader:
         if ever is not None and ever.shape == active.shape:
             active |= ever
         self._ever_active[key] = active
-        self._buffer.cell(tensor.device, column, "dead").copy_(1 - active.float().mean())
+        dead.copy_(1 - active.float().mean())
+        if tensor.device.type == "cpu" and dead.item() == 0.0:  # elsewhere, asking would wait
+            self._all_active.add(key)
 
     def _summarise(self, tensor: Tensor, column: int) -> None:
         vector = statistics.elements(tensor)
@@ -406,8 +413,9 @@ class ForwardReader:
             return
         _write_summary(cells, vector)
         # A sample that lasts to the end of the step must be a copy; its signs are all that counts.
-        self._signs.setdefault(vector.device, ([], []))[0].append(statistics.sample(vector).sign())
-        self._signs[vector.device][1].append(column)
+        signs, columns = self._signs.setdefault(vector.device, ([], []))
+        signs.append(statistics.sample(vector).sign())
+        columns.append(column)
         self._count_nonfinite(cells, vector, column)
 
     def _gradient(self, column: int, grad: Tensor) -> None:
@@ -424,9 +432,7 @@ class ForwardReader:
             samples, columns = self._samples.setdefault(vector.device, ([], []))
             samples.append(statistics.sample(vector).clone())
             columns.append(column)
-        elif math.isfinite(cells[_NORM].item()):
-            cells[_NONFINITE].zero_()
-        else:
+        elif not math.isfinite(cells[_NORM].item()):
             cells[_NONFINITE].fill_(statistics.nonfinite_share(vector))
 
     def _saw_again(self, name: str, output: Any) -> None:
@@ -527,7 +533,9 @@ def _write_summary(cells: tuple[Tensor, ...], vector: Tensor) -> None:
 
 
 def _write_norm(cells: tuple[Tensor, ...], vector: Tensor) -> None:
-    if vector.dtype == torch.float64:  # `out` and `dtype` must agree, and float64 may not narrow
+    if vector.dtype == torch.float32:
+        torch.linalg.vector_norm(vector, out=cells[_NORM])
+    elif vector.dtype == torch.float64:  # `out` and `dtype` must agree, float64 may not narrow
         cells[_NORM].copy_(torch.linalg.vector_norm(vector))
     else:
         torch.linalg.vector_norm(vector, dtype=torch.float32, out=cells[_NORM])
