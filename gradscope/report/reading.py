@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gradscope.ablation.engines import Event, Local, cores
 from gradscope.ablation.store import CellResult, History
 from gradscope.diagnosis import diagnose
 from gradscope.flow import GradientFlow, gradient_flow, weight_profile
 from gradscope.trace import RecordedTensor, Trace
+
+MANY = 200
+"""Cells from which several processes read them: starting one costs as much as reading fifty."""
 
 Floats = NDArray[np.float64]
 
@@ -121,6 +126,38 @@ def read_cell(result: CellResult, limits: Limits, trace: Trace | None = None) ->
         diagnosis=diagnose(trace).to_dict(),
         metadata=trace.metadata,
     )
+
+
+def read_cells(
+    results: Sequence[CellResult], limits: Limits, traces: Mapping[str, Trace]
+) -> tuple[Reading, ...]:
+    """Read all cells, many of them in several processes.
+
+    Args:
+        results: the cells.
+        limits: how much to keep of each.
+        traces: cell id -> its trace, where it is not on disk.
+
+    Returns:
+        A reading per cell, in their order.
+    """
+    found: dict[str, Reading] = {}
+    if len(results) >= MANY and not traces:
+
+        def collect(event: Event) -> None:
+            if event.kind == "finished":
+                found[event.task] = event.value
+
+        jobs = min(cores(), 8)
+        if jobs > 1:
+            Local(jobs).run(results, partial(_read_task, limits), collect)
+    return tuple(
+        found.get(r.id) or read_cell(r, limits, traces.get(r.id)) for r in results
+    )  # a process that was lost leaves its cell to this one
+
+
+def _read_task(limits: Limits, result: CellResult, _tell: Any) -> Reading:
+    return read_cell(result, limits)
 
 
 def predicted_chi(trace: Trace, flow: GradientFlow) -> tuple[float, ...]:

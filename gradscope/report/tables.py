@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pandas as pd
 
 from gradscope.ablation.store import CellResult, Study
 from gradscope.report import labels
-from gradscope.report.reading import Limits, Reading, first_bad_step, read_cell
+from gradscope.report.reading import Limits, Reading, first_bad_step, read_cells
 from gradscope.trace import Trace
 
 CSV_LIMIT = 200_000
@@ -115,8 +116,7 @@ def read(study: Study, traces: dict[str, Trace] | None = None) -> Tables:
         Tables ``cells, blocks, weights, ratio, heat, loss, epochs, classes, confusion, findings``.
     """
     limits = Limits.for_cells(len(study.results))
-    found = traces or {}
-    readings = tuple(_read_all(study.results, limits, found))
+    readings = read_cells(study.results, limits, traces or {})
     factors = _factors(study)
     variants = _variants(study, factors)
     tables = Tables(study, readings, factors, variants, limits)
@@ -132,13 +132,6 @@ def read(study: Study, traces: dict[str, Trace] | None = None) -> Tables:
         findings=_concat(tables, _findings, list(FINDING)),
     )
     return tables
-
-
-def _read_all(
-    results: Sequence[CellResult], limits: Limits, traces: dict[str, Trace]
-) -> Iterable[Reading]:
-    for result in results:
-        yield read_cell(result, limits, traces.get(result.id))
 
 
 def _factors(study: Study) -> tuple[Factor, ...]:
@@ -216,18 +209,23 @@ def outcome(reading: Reading) -> dict[str, Any]:
     }
 
 
-def _concat(tables: Tables, rows: Any, columns: list[str]) -> pd.DataFrame:
-    """One long table from a frame per cell, each row with its cell and seed."""
-    frames = []
+def _concat(
+    tables: Tables, rows: Callable[[Reading], dict[str, Any]], columns: list[str]
+) -> pd.DataFrame:
+    """One long table from the columns of each cell, each row with the id of its cell."""
+    parts: dict[str, list[Any]] = {}
+    cells: list[str] = []
     for reading in tables.readings:
-        columns_of: dict[str, Any] = rows(reading)
-        if columns_of and len(next(iter(columns_of.values()))):
-            frame = pd.DataFrame(columns_of)
-            frame.insert(0, "cell", reading.result.id)
-            frames.append(frame)
-    if not frames:
+        found = rows(reading)
+        n = len(next(iter(found.values()))) if found else 0
+        if n:
+            cells += [reading.result.id] * n
+            for name, values in found.items():
+                parts.setdefault(name, []).append(values)
+    if not parts:
         return pd.DataFrame(columns=["cell", *columns])
-    return pd.concat(frames, ignore_index=True)
+    joined = {name: list(itertools.chain.from_iterable(p)) for name, p in parts.items()}
+    return pd.DataFrame({"cell": cells, **joined})
 
 
 def _blocks(reading: Reading) -> dict[str, Any]:

@@ -61,8 +61,9 @@ def rows(tables: Tables) -> list[tuple[int, str, list[Entry]]]:
     """Index of the variant, id of the cell, and an entry per column."""
     of = tables.variant_of
     rows = []
+    shown = columns(tables)
     for i, row in enumerate(tables.cell_rows):
-        entries = [_entry(column, row) for column in columns(tables)]
+        entries = [_entry(column, row) for column in shown]
         for place, factor in enumerate(tables.factors):
             level = tables.variants[of[i]].levels[place]
             entries[place] = Entry(factor.levels[level] if level >= 0 else labels.MISSING, level)

@@ -9,7 +9,7 @@ import pytest
 
 from gradscope.ablation.store import History, Study
 from gradscope.errors import ConfigError
-from gradscope.report import charts, merge, write_report
+from gradscope.report import charts, load, merge, write_report
 
 TWO = {"skip": [True, False], "depth": [8, 16]}
 
@@ -176,3 +176,43 @@ def test_bad_targets_are_refused(studies, tmp_path):
         write_report(studies.make_trace(0), tmp_path)
     with pytest.raises(ConfigError, match="has no cells"):
         write_report(Study("empty", {}, ()), tmp_path / "x.html")
+
+
+def test_command_draws_a_recorded_trace(studies, tmp_path):
+    """`gradscope report run.parquet -o FILE` prints where the page lies."""
+    from typer.testing import CliRunner
+
+    from gradscope.cli import app
+
+    trace = studies.make_trace(0).save(tmp_path / "run.parquet")
+    done = CliRunner().invoke(app, ["report", str(trace), "-o", str(tmp_path / "page.html")])
+    assert done.exit_code == 0
+    assert done.stdout.replace("\n", "") == str(tmp_path / "page.html")
+    assert (tmp_path / "page.html").is_file()
+
+
+def test_command_refuses_what_is_no_folder_of_runs(tmp_path):
+    """A missing folder is named, with what would be right."""
+    with pytest.raises(ConfigError, match="no such folder; give the folder that run-grid wrote"):
+        load([tmp_path / "nowhere"])
+
+
+@pytest.mark.slow
+def test_a_thousand_cells(studies, tmp_path, open_page):
+    """A study of 1,000 cells with 200 layers each is below 40 MB and says what it thinned."""
+    factors = {"a": range(5), "b": "vwxyz", "c": range(5), "d": range(4)}
+    study = studies.make_study(
+        tmp_path / "runs",
+        {name: list(values) for name, values in factors.items()},
+        seeds=(0, 1),
+        trace=lambda _: {"n_blocks": 200, "steps": 20},
+        slope=lambda point, seed: 0.002 * (point["a"] - 2) + 0.0005 * seed,
+    )
+    page = write_report(study, tmp_path / "large.html")
+    assert page.stat().st_size < 40e6
+    with open_page(page) as visit:
+        assert "evenly chosen" in visit.page.inner_text("#figure-profile")
+        assert "Thinned evenly" in visit.page.inner_text("#figure-heat")
+        visit.page.evaluate("document.querySelector('#filters input').click()")
+        assert visit.page.inner_text("#filter-state") == "800 of 1000 cells"
+        assert visit.complaints == []

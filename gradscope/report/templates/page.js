@@ -300,7 +300,11 @@
     state += 1;
     if (all) themes += 1;
     if (!window.Plotly) return;
-    for (const plot of [...nearby].filter(inView)) draw(plot);
+    const until = performance.now() + 100; // what takes longer follows frame by frame
+    for (const plot of [...nearby].filter(inView)) {
+      if (performance.now() > until) break;
+      draw(plot);
+    }
     drawSoon();
   };
 
