@@ -139,7 +139,7 @@ class Ray:
         Raises:
             ConfigError: Ray is not installed.
         """
-        ray = _import_ray()
+        ray = import_ray()
         if not ray.is_initialized():
             ray.init(**{"log_to_driver": False, **self.options})
         variables = dict.fromkeys(_THREADS, str(self.threads))
@@ -335,7 +335,12 @@ def _fetched(ray: Any, reference: Any, task: str) -> Event:
     return event
 
 
-def _import_ray() -> Any:
+def import_ray() -> Any:
+    """The module `ray`.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     try:
         import ray
     except ImportError as error:

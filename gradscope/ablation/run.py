@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from gradscope.ablation.engines import Engine, Event, Local, Ray, cores
+from gradscope.ablation.engines import Engine, Event, Local, Ray, cores, import_ray
 from gradscope.ablation.estimate import from_results, longest_first, timed
 from gradscope.ablation.grid import Cell, Grid
 from gradscope.ablation.store import CellResult, History, Store, Study
@@ -119,7 +119,7 @@ def make_engine(engine: Engine | str, jobs: int) -> Engine:
     """The engine of that name.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is none, or what it needs is not installed.
     """
     if not isinstance(engine, str):
         return engine
@@ -128,6 +128,7 @@ def make_engine(engine: Engine | str, jobs: int) -> Engine:
     if engine == "local":
         return Local(jobs)
     if engine == "ray":
+        import_ray()
         return Ray(jobs)
     raise ConfigError(f"unknown engine '{engine}'; {nearest(engine, ENGINES)}")
 
@@ -213,16 +214,23 @@ class _Supervisor:
 
     def happened(self, event: Event) -> None:
         if event.kind == "lost":
-            result = failed(self.cells[event.task], str(event.value), event.traceback)
-            try:
-                self.store.save(result, None)
-            except OSError as error:
-                raise ConfigError(
-                    f"{self.store.root}: cannot be written ({error.strerror or error}); make room "
-                    "there, then run the same again"
-                ) from error
-            event = Event(event.task, "finished", result)
+            event = Event(event.task, "finished", self._result_of_lost(event))
         self.observe.happened(event)
+
+    def _result_of_lost(self, event: Event) -> CellResult:
+        cell = self.cells[event.task]
+        stored = self.store.read(cell)
+        if stored.status in ("done", "diverged"):  # its process died after it had stored it
+            return stored
+        result = failed(cell, str(event.value), event.traceback)
+        try:
+            self.store.save(result, None)
+        except OSError as error:
+            raise ConfigError(
+                f"{self.store.root}: cannot be written ({error.strerror or error}); make room "
+                "there, then run the same again"
+            ) from error
+        return result
 
 
 def estimate(plan: Plan, jobs: int, observe: Observer) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """run_grid and its command: what is run, what is kept, and what is told."""
 
 import dataclasses
+import importlib.util
 import io
 import itertools
 import math
@@ -184,6 +185,32 @@ def test_an_unknown_engine_is_named(tiny):
         run_grid(tiny.grid(), "runs", engine="locl")
     with pytest.raises(ConfigError, match="at least one process"):
         run_grid(tiny.grid(), "runs", jobs=0)
+
+
+def test_a_result_stored_before_its_process_died_is_kept(tiny):
+    """Lost on its way to the parent, not on disk: the cell is done, and told so."""
+
+    class Undertaker:
+        """Does the work, and says that the process died right after."""
+
+        def run(self, tasks, work, observe):
+            for task in tasks:
+                observe(Event(task.id, "started"))
+                work(task, lambda told: None)
+                observe(Event(task.id, "lost", "its process was killed by SIGKILL"))
+
+    study, diary = run(tiny.grid(), Undertaker())
+    assert [r.status for r in study.results] == ["done"] * 4
+    told = [event.value for event in diary.events if event.kind == "finished"]
+    assert [r.status for r in told] == ["done"] * 4
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
+def test_a_missing_ray_is_told_before_anything_is_done(tiny):
+    """One line with the extra to install; no image is read, no folder made."""
+    with pytest.raises(ConfigError, match=r"Ray is not installed; .*gradscope-torch"):
+        run_grid(tiny.grid(data={"source": "folder", "root": "nowhere"}), "runs", engine="ray")
+    assert not (tiny.folder / "runs").exists()
 
 
 def test_the_longest_cells_are_begun_first(tiny):
