@@ -28,6 +28,9 @@ _NORM, _MINIMUM, _MAXIMUM, _NONFINITE = (
 _CACHED = 2**17
 """Elements that stay in a core's cache between two passes: half a mebibyte of float32."""
 
+_SQUARES_LOW, _SQUARES_HIGH = 1e-15, 1e18
+"""Norms between these have squares well inside the range of float32."""
+
 _BOUNDS: dict[type[nn.Module], tuple[float, float]] = {
     nn.Tanh: (-1.0, 1.0),
     nn.Sigmoid: (0.0, 1.0),
@@ -105,7 +108,9 @@ class ParameterReader:
                 self._buffer.put(device, "minimum", columns, -largest)
             else:  # one after the other: the second pass over a tensor finds it in the cache
                 for column, vector in zip(columns, vectors, strict=True):
-                    _write_summary(self._buffer.cells(device, column), vector)
+                    cells = self._buffer.cells(device, column)
+                    _write_summary(cells, vector)
+                    _mend(cells, vector)
             for name in ("norm", "minimum", "maximum") if scale is not None else ():
                 found = self._buffer.get(device, name, columns)
                 self._buffer.put(device, name, columns, _unscaled(found, scale))
@@ -175,15 +180,6 @@ class ParameterReader:
     ) -> None:
         samples = [statistics.sample(v) for v in vectors]
         zero = statistics.zero_shares(samples)
-        if device.type == "cuda":
-            nonfinite = statistics.nonfinite_shares(samples)
-        else:
-            norms = self._buffer.get(device, "norm", columns).tolist()
-            shares = [
-                0.0 if math.isfinite(norm) else statistics.nonfinite_share(vector)
-                for norm, vector in zip(norms, vectors, strict=True)
-            ]
-            nonfinite = torch.tensor(shares, device=device)
         if any(g.is_sparse for g in grads):  # what is not stored is zero
             stored = [
                 v.numel() / max(g.numel(), 1) if g.is_sparse else 1.0
@@ -191,7 +187,8 @@ class ParameterReader:
             ]
             zero = 1 - torch.tensor(stored, device=device) * (1 - zero)
         self._buffer.put(device, "zero", columns, zero)
-        self._buffer.put(device, "nonfinite", columns, nonfinite)
+        if device.type == "cuda":
+            self._buffer.put(device, "nonfinite", columns, statistics.nonfinite_shares(samples))
         if self._buffer.histograms:
             for column, taken in zip(columns, samples, strict=True):
                 self._buffer.put_histogram(column, statistics.log2_histogram(taken))
@@ -416,7 +413,7 @@ class ForwardReader:
         signs, columns = self._signs.setdefault(vector.device, ([], []))
         signs.append(statistics.sample(vector).sign())
         columns.append(column)
-        self._count_nonfinite(cells, vector, column)
+        self._check(cells, vector, column)
 
     def _gradient(self, column: int, grad: Tensor) -> None:
         vector = statistics.elements(grad)
@@ -425,15 +422,15 @@ class ForwardReader:
         self.gradients.add(column)
         if vector.numel():
             _write_norm(cells, vector)
-            self._count_nonfinite(cells, vector, column)
+            self._check(cells, vector, column)
 
-    def _count_nonfinite(self, cells: tuple[Tensor, ...], vector: Tensor, column: int) -> None:
+    def _check(self, cells: tuple[Tensor, ...], vector: Tensor, column: int) -> None:
         if vector.device.type == "cuda":  # to ask whether any is would make the host wait
             samples, columns = self._samples.setdefault(vector.device, ([], []))
             samples.append(statistics.sample(vector).clone())
             columns.append(column)
-        elif not math.isfinite(cells[_NORM].item()):
-            cells[_NONFINITE].fill_(statistics.nonfinite_share(vector))
+        else:
+            _mend(cells, vector)
 
     def _saw_again(self, name: str, output: Any) -> None:
         call = self._recounts.get(name, 0)
@@ -539,6 +536,20 @@ def _write_norm(cells: tuple[Tensor, ...], vector: Tensor) -> None:
         cells[_NORM].copy_(torch.linalg.vector_norm(vector))
     else:
         torch.linalg.vector_norm(vector, dtype=torch.float32, out=cells[_NORM])
+
+
+def _mend(cells: tuple[Tensor, ...], vector: Tensor) -> None:
+    """Where float32 squares left its range, take the norm again in float64; count NaN and Inf.
+
+    Reads the norm on the host, so it is not for devices where that would wait.
+    """
+    norm = cells[_NORM].item()
+    if _SQUARES_LOW < norm < _SQUARES_HIGH:
+        return
+    norm = torch.linalg.vector_norm(vector, dtype=torch.float64).item()
+    cells[_NORM].fill_(norm)
+    if not math.isfinite(norm):
+        cells[_NONFINITE].fill_(statistics.nonfinite_share(vector))
 
 
 def _write_extremes(cells: tuple[Tensor, ...], vector: Tensor) -> None:

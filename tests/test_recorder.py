@@ -599,6 +599,20 @@ def test_one_nan_among_many_elements_is_counted():
     assert recorded(scope, "activation", "2", "nonfinite_fraction") == [pytest.approx(1e-6)]
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1.0, 1e22, 1e30])
+def test_norms_whose_squares_leave_float32(scale):
+    """Gradients of 1e-30 have a norm, and of 1e30 a finite one: squares may leave the range."""
+    model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Identity())
+    inputs = torch.randn(5, 4)
+    with gradscope.watch(model, every=1) as scope:
+        (model(inputs).sum() * scale).backward()
+        scope.step()
+    expected = float(model[0].weight.grad.double().norm())
+    assert recorded(scope, "weight", "0.weight") == [pytest.approx(expected, rel=1e-5)]
+    assert recorded(scope, "activation_grad", "0") == [pytest.approx(scale * 15**0.5, rel=1e-5)]
+    assert recorded(scope, "weight", "0.weight", "nonfinite_fraction") == [0.0]
+
+
 # Steps, thinning, memory
 
 
