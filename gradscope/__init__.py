@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from gradscope.probing import probe as probe
     from gradscope.recorder import Scope as Scope
     from gradscope.recorder import watch as watch
+    from gradscope.remedies import try_remedies as try_remedies
     from gradscope.report import write_report as write_report
     from gradscope.trace import Trace as Trace
 
@@ -25,20 +26,32 @@ _HOME = {
     "Trace": "gradscope.trace",
     "diagnose": "gradscope.diagnosis",
     "probe": "gradscope.probing",
+    "testing": "gradscope.testing",
+    "try_remedies": "gradscope.remedies",
     "watch": "gradscope.recorder",
     "write_report": "gradscope.report",
 }
 
-__all__ = [*sorted(_HOME), "testing"]
+__all__ = [
+    "Diagnosis",
+    "GradscopeError",
+    "Scope",
+    "Trace",
+    "diagnose",
+    "probe",
+    "testing",
+    "try_remedies",
+    "watch",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that ``import gradscope`` stays light."""
-    if name == "testing":
-        return importlib.import_module("gradscope.testing")
     if name not in _HOME:
         raise AttributeError(f"module 'gradscope' has no attribute '{name}'")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    module = importlib.import_module(_HOME[name])
+    value = module if name == "testing" else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -60,3 +60,12 @@ def test_help_does_not_load_torch():
         "pydantic",
     }
     assert not loaded("import sys", run) & heavy
+
+
+def test_every_public_name_is_there():
+    """What __all__ promises can be had, each from where it lives."""
+    import gradscope
+
+    for name in gradscope.__all__:
+        assert getattr(gradscope, name) is not None
+    assert set(gradscope.__all__) == set(gradscope._HOME)
