@@ -125,6 +125,8 @@ def probe(  # noqa: PLR0917 - typer passes them by name
     from gradscope import compare
     from gradscope.report import write_report
 
+    if html is not None:
+        _writable(html)
     inputs, targets, found = compare.gather(
         shapes or (), batch, tokens=tokens, file=input_file, grid=grid, seed=seed
     )
@@ -204,6 +206,7 @@ def run_grid(  # noqa: PLR0917 - typer passes them by name
     # As JSON, which is YAML that no character of a path can break.
     source = ["data.source=coco", f"data.root={json.dumps(str(data))}"] if data else []
     study_grid = Grid.load(grid, [*source, *(settings or [])])
+    page = _writable(_report_path(out, study_grid.name))
     folder = runs or Path("runs") / study_grid.name
     if dry_run:
         display.show_plan(study_grid, folder, jobs)
@@ -217,7 +220,7 @@ def run_grid(  # noqa: PLR0917 - typer passes them by name
         )
         raise typer.Exit(130) from None
     display.show_study(study)
-    typer.echo(write_report(study, _report_path(out, study_grid.name)))
+    typer.echo(write_report(study, page))
 
 
 def _report_path(out: Path | None, name: str) -> Path:
@@ -250,9 +253,29 @@ def report(
     """Draw one offline HTML file from what was run; its tables go into a folder beside it."""
     from gradscope.report import load, write_report
 
-    source = load(sources)
     name = "-and-".join(path.resolve().stem for path in sources)
-    typer.echo(write_report(source, output or Path("reports") / f"{name}.html"))
+    page = _writable(output or Path("reports") / f"{name}.html")
+    typer.echo(write_report(load(sources), page))
+
+
+def _writable(page: Path) -> Path:
+    """The path of a report, once it is known that it can be written; nothing is made yet."""
+    import tempfile
+
+    from gradscope.errors import ConfigError
+
+    place = next(folder for folder in page.absolute().parents if folder.exists())
+    reason = "it is a folder" if page.is_dir() else ""
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
+        raise ConfigError(
+            f"{page}: cannot be written ({reason}); give another file, for example flow.html"
+        )
+    return page
 
 
 class _Overlap(StrEnum):

@@ -280,6 +280,22 @@ ARGUMENTS = {
     "a file where results go": Bad(
         "good_nets.py", "give another folder", "run-grid grid.yaml --runs good_nets.py"
     ),
+    "a report below a file": Bad(
+        r"good_nets\.py/x\.html",
+        "give another file",
+        "run-grid grid.yaml --out good_nets.py/x.html",
+    ),
+    "a report where a folder is": Bad(
+        r"grids\.html/good\.html: .*folder",
+        "give another file",
+        "run-grid grid.yaml --out grids.html",
+        lambda folder: (folder / "grids.html" / "good.html").mkdir(parents=True),
+    ),
+    "a page of a probe below a file": Bad(
+        r"good_nets\.py/x\.html",
+        "give another file",
+        "probe good_nets:net --input 3,8,8 --html good_nets.py/x.html",
+    ),
     "a COCO folder that is not there": Bad(
         "nowhere", "give the folder that holds the data set", "run-grid grid.yaml --data nowhere"
     ),
