@@ -22,7 +22,7 @@ from gradscope.models import ModelConfig, check_args, valid_args
 class Config(BaseModel):
     """Base of all settings: unknown keys are errors, values do not change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 class DataConfig(BaseModel):
     """Which images, of which classes, how many, at which size."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
     source: str = "demo"
     """``demo``, ``coco``, ``folder``, or ``package.module:factory`` of the user's own."""

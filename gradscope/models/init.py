@@ -37,7 +37,7 @@ class InitConfig(BaseModel):
         InitConfig(scheme='xavier', distribution='normal', layers=('Conv2d',))
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
     scheme: Scheme = "default"
     """``default`` leaves what the layers drew; ``kaiming``: Var w = 2 / fan_in (1502.01852);

@@ -24,7 +24,7 @@ CLASS_COUNT_NAMES = ("n_classes", "num_classes")
 class ModelConfig(BaseModel):
     """Which network, with which arguments and initialisation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
     name: str
     """A built-in (``hw5net``), ``torchvision.models:resnet18``, or ``package.module:factory``."""

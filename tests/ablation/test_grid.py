@@ -396,3 +396,11 @@ def test_a_missing_file(tmp_path):
 def test_values_are_shown_as_people_write_them(value, text):
     """Short floats, lower-case truth values."""
     assert shown(value) == text
+
+
+def test_infinite_and_missing_arguments_are_different_cells(write):
+    """An infinite, an undefined and an absent model argument are three configurations."""
+    grid = write(
+        "name: t\nmodel: {name: 'torch.nn:Dropout'}\nmatrix: {model.args.p: [.inf, .nan, null]}\n"
+    )
+    assert len({cell.id for cell in grid.cells()}) == 3
