@@ -53,6 +53,9 @@ def health(tables: Tables) -> str:
         return f"None of the {labels.count(total, 'cell')} has a recorded gradient yet."
     if total == 1:
         return f"The gradient is {VERDICTS.get(next(iter(verdicts)), next(iter(verdicts)))}."
+    if len(verdicts) == 1 and judged == total:
+        verdict = next(iter(verdicts))
+        return f"All {total} cells are {VERDICTS.get(verdict, verdict)}."
     parts = [
         f"{n} {'is' if n == 1 else 'are'} {VERDICTS.get(v, v)}" for v, n in verdicts.most_common()
     ]

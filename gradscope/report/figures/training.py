@@ -24,13 +24,14 @@ def loss_by_step(drawing: Drawing) -> Chart | None:
         return Series(reading.curve.step, reading.curve.smooth)
 
     several = drawing.tables.n_seeds > 1
+    broken = any(r.result.status == "diverged" for r in drawing.tables.readings)
     spec = LineChart(
         key="loss",
         title="Training loss by step",
         caption=(
             "Exponential moving average over 5 % of the steps"
             + (", mean over seeds with its range" if several else ", over the raw loss (faint)")
-            + ". A cross marks where the loss became NaN or infinite."
+            + (". A cross marks where the loss became NaN or infinite." if broken else ".")
         ),
         table="loss",
         y_title="loss",

@@ -222,7 +222,11 @@
     let layout = themedLayout(structuredClone(panel.layout));
     [layout.width, layout.height] = sizeOf(plot);
     let traces = panel.data;
-    if (chart.options.effects) traces = traces.map(recomputed);
+    if (chart.options.effects) {
+      traces = traces.map(recomputed);
+      layout.height = Math.max(110, 26 * traces[0].y.length + 60);
+      plot.style.height = `${layout.height}px`;
+    }
     if (chart.options.rows) {
       traces = traces.map(sliced);
       if (!isWide(plot)) traces = traces.map(trace => ({ ...trace, showscale: false }));
