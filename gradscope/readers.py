@@ -25,9 +25,6 @@ _NORM, _MINIMUM, _MAXIMUM, _NONFINITE = (
     RAW.index(name) for name in ("norm", "minimum", "maximum", "nonfinite")
 )
 
-_CACHED = 2**17
-"""Elements that stay in a core's cache between two passes: half a mebibyte of float32."""
-
 _SQUARES_LOW, _SQUARES_HIGH = 1e-15, 1e18
 """Norms between these have squares well inside the range of float32."""
 
@@ -513,20 +510,8 @@ def _unscaled(values: Tensor, scale: Tensor | None) -> Tensor:
 
 
 def _write_summary(cells: tuple[Tensor, ...], vector: Tensor) -> None:
-    """Norm and extremes of one vector, piece by piece so that the second pass hits the cache."""
-    if vector.numel() <= _CACHED or vector.device.type == "cuda":
-        _write_norm(cells, vector)
-        _write_extremes(cells, vector)
-        return
-    pieces = torch.split(vector, _CACHED)
-    found = torch.empty((3, len(pieces)), device=vector.device)
-    for piece, row in zip(pieces, found.unbind(1), strict=True):
-        parts = row.unbind(0)
-        _write_norm(parts, piece)
-        _write_extremes(parts, piece)
-    torch.linalg.vector_norm(found[_NORM], out=cells[_NORM])
-    cells[_MINIMUM].copy_(found[_MINIMUM].amin())
-    cells[_MAXIMUM].copy_(found[_MAXIMUM].amax())
+    _write_norm(cells, vector)
+    _write_extremes(cells, vector)
 
 
 def _write_norm(cells: tuple[Tensor, ...], vector: Tensor) -> None:
