@@ -17,22 +17,34 @@ from gradscope.data.source import SPLITS, ReportProgress
 
 @contextmanager
 def progress_bar() -> Iterator[ReportProgress]:
-    """A bar on stderr for each thing that takes time, and nothing when nothing does."""
+    """A bar on stderr for each thing that takes time, and nothing when nothing does.
+
+    When what it goes with fails, the bars vanish: the error stands alone.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, Any] = {}
+    bars = Progress(*columns, console=Console(stderr=True))
+    tasks: dict[str, Any] = {}
 
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(escape(what), total=total)
-            bars.update(tasks[what], completed=done, total=total)
+    def show(what: str, done: int, total: int) -> None:
+        if not tasks:
+            bars.start()
+        if what not in tasks:
+            tasks[what] = bars.add_task(escape(what), total=total)
+        bars.update(tasks[what], completed=done, total=total)
 
+    try:
         yield show
+    except BaseException:
+        bars.live.transient = True
+        bars.live.stop()  # bars.stop() would leave an empty line where stderr is a file
+        raise
+    if tasks:
+        bars.stop()
 
 
 def table(splits: Splits) -> RenderableType:

@@ -14,6 +14,9 @@ from gradscope.data.own import OwnDataset
 from gradscope.data.source import ReportProgress, Source
 from gradscope.errors import DataError, nearest
 
+_NAMES = ("demo", "coco", "folder")
+"""Sources beside the user's own."""
+
 
 def load(
     config: DataConfig, progress: ReportProgress | None = None, cache_dir: Path | None = None
@@ -42,6 +45,11 @@ def load(
 
 
 def _source(config: DataConfig, scratch: Path) -> Source:
+    if config.source not in _NAMES and ":" not in config.source:  # first: a typo explains the rest
+        raise DataError(
+            f"data.source: unknown source '{config.source}'; {nearest(config.source, _NAMES)}, "
+            "or package.module:factory"
+        )
     if config.root is not None and config.source not in {"coco", "folder"}:
         raise DataError(
             f"data.root: source '{config.source}' takes no folder; "
@@ -58,12 +66,7 @@ def _source(config: DataConfig, scratch: Path) -> Source:
         return CocoFolder(_root(config), config)
     if config.source == "folder":
         return ClassFolders(_root(config), config)
-    if ":" in config.source:
-        return OwnDataset(config)
-    choices = nearest(config.source, ("demo", "coco", "folder"))
-    raise DataError(
-        f"data.source: unknown source '{config.source}'; {choices}, or package.module:factory"
-    )
+    return OwnDataset(config)
 
 
 def _root(config: DataConfig) -> Path:

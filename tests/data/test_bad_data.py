@@ -272,6 +272,20 @@ BAD = [
         {"source": "coko", "root": None},
     ),
     Bad(
+        "unknown source of a folder",
+        lambda folder: None,
+        r"data\.source: unknown source 'coko'",
+        "did you mean 'coco'",
+        {"source": "coko"},
+    ),
+    Bad(
+        "unknown source with arguments",
+        lambda folder: None,
+        r"data\.source: unknown source 'my_module\.factory'",
+        "or package.module:factory",
+        {"source": "my_module.factory", "args": {"n": 1}, "root": None},
+    ),
+    Bad(
         "no class folders",
         lambda folder: (
             [path.unlink() for path in folder.root.rglob("*.*")]

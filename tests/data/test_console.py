@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from gradscope import cli
 from gradscope.data import ImageDataset, Splits, console
+from gradscope.errors import DataError
 
 
 @pytest.fixture
@@ -108,8 +109,57 @@ def test_bad_input_is_one_line(small, cache, monkeypatch, capsys, args, message)
     captured = capsys.readouterr()
     assert stopped.value.code == 2
     assert captured.out == ""
-    (line,) = (line for line in captured.err.splitlines() if line.startswith("error: "))
+    (line,) = captured.err.splitlines()
+    assert line.startswith("error: ")
     assert message in line
+
+
+class Screen(io.StringIO):
+    """A stream that is a terminal or a file, and what a person sees of it at the end."""
+
+    def __init__(self, *, terminal: bool):
+        super().__init__()
+        self.isatty = lambda: terminal
+
+    def lines(self) -> list[str]:
+        """Lines after all movements of the cursor."""
+        lines, row = [""], 0
+        tokens = r"(\x1b\[[?\d;]*[A-Za-z]|\r|\n)|([^\x1b\r\n]+)"
+        for control, text in re.findall(tokens, self.getvalue()):
+            lines[row] += text
+            if control == "\n":
+                row += 1
+                lines += [""] * (row == len(lines))
+            elif control.endswith("2K"):
+                lines[row] = ""
+            elif control.endswith("A"):
+                row -= int(control[2:-1])
+        return lines
+
+
+def fail_half_way():
+    """Work that shows a bar and then fails."""
+    with console.progress_bar() as progress:
+        progress("reading", 1, 2)
+        raise DataError
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_vanish_when_the_work_fails(monkeypatch, terminal):
+    """Bars stay when all went well; after a failure its message stands alone."""
+    monkeypatch.setenv("TERM", "xterm")
+    good, bad = Screen(terminal=terminal), Screen(terminal=terminal)
+    monkeypatch.setattr("sys.stderr", good)
+    with console.progress_bar() as progress:
+        progress("reading", 1, 2)
+    assert good.lines()[0].startswith("reading")
+    assert not any(good.lines()[1:])
+    assert good.getvalue().count("\n") >= 1
+    monkeypatch.setattr("sys.stderr", bad)
+    with pytest.raises(DataError):
+        fail_half_way()
+    assert not any(bad.lines())
+    assert terminal or not bad.getvalue()
 
 
 @pytest.mark.parametrize("command", ["coco", "demo"])
