@@ -25,6 +25,7 @@ from gradscope.data.source import (
     Source,
     check_counts,
     choose,
+    from_home,
     stamp,
 )
 from gradscope.errors import DataError
@@ -34,8 +35,13 @@ FORMAT = 1
 
 
 def default_cache_dir() -> Path:
-    """The folder GRADSCOPE_CACHE names, or ``~/.cache/gradscope``."""
-    return Path(os.environ.get("GRADSCOPE_CACHE") or "~/.cache/gradscope").expanduser()
+    """The folder GRADSCOPE_CACHE names, or ``~/.cache/gradscope``.
+
+    Raises:
+        DataError: there is no home folder.
+    """
+    named = os.environ.get("GRADSCOPE_CACHE") or "~/.cache/gradscope"
+    return from_home(Path(named), "GRADSCOPE_CACHE")
 
 
 @dataclass(frozen=True)

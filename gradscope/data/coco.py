@@ -245,14 +245,25 @@ def _checked(path: Path) -> dict[str, Any]:
                 f"{key} {stray[0][key]!r}, which is not under {name}; "
                 f"remove them or restore the {name} (are annotations and images of one release?)"
             )
-    for image in data["images"]:
+    _check_file_names(path, data["images"])
+    return dict(data)
+
+
+def _check_file_names(path: Path, images: list[dict[str, Any]]) -> None:
+    times = Counter(image["file_name"] for image in images)
+    if len(times) < len(images):
+        [(name, most)] = times.most_common(1)
+        raise DataError(
+            f"{path}: file_name '{shown([name])}' belongs to {most} images; "
+            "list each file once, with all its annotations"
+        )
+    for image in images:
         place = PurePosixPath(image["file_name"])
         if place.is_absolute() or ".." in place.parts or "\0" in place.name:
             raise DataError(
                 f"{path}: file_name '{shown([str(place)])}' leaves the image folder; "
                 "write it relative to the folder of images"
             )
-    return dict(data)
 
 
 def _check_entries(path: Path, name: str, entries: list[Any], keys: tuple[str, ...]) -> None:

@@ -36,8 +36,6 @@ class DemoSet:
     """
 
     config: DataConfig
-    scratch: Path
-    """Where the temporary folder may be."""
 
     @property
     def title(self) -> str:
@@ -60,8 +58,7 @@ class DemoSet:
     @contextmanager
     def opened(self, progress: ReportProgress) -> Iterator[Listing]:
         """Draw the set and list it; it is gone when the context ends."""
-        self.scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.scratch, prefix="demo-") as folder:
+        with tempfile.TemporaryDirectory(prefix="gradscope-demo-") as folder:
             export(Path(folder), self.config, progress)
             with CocoFolder(Path(folder), self.config).opened(progress) as listing:
                 yield replace(listing, root=None)

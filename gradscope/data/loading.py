@@ -11,7 +11,7 @@ from gradscope.data.dataset import Splits
 from gradscope.data.demo import DemoSet
 from gradscope.data.folder import ClassFolders
 from gradscope.data.own import OwnDataset
-from gradscope.data.source import ReportProgress, Source
+from gradscope.data.source import ReportProgress, Source, from_home
 from gradscope.errors import DataError, nearest
 
 _NAMES = ("demo", "coco", "folder")
@@ -41,10 +41,10 @@ def load(
         ModelError: ``package.module:factory`` cannot be imported.
     """
     cache = Cache(default_cache_dir() if cache_dir is None else cache_dir)
-    return cache.load(_source(config, cache.root), config, progress or _silent)
+    return cache.load(_source(config), config, progress or _silent)
 
 
-def _source(config: DataConfig, scratch: Path) -> Source:
+def _source(config: DataConfig) -> Source:
     if config.source not in _NAMES and ":" not in config.source:  # first: a typo explains the rest
         raise DataError(
             f"data.source: unknown source '{config.source}'; {nearest(config.source, _NAMES)}, "
@@ -61,7 +61,7 @@ def _source(config: DataConfig, scratch: Path) -> Source:
             "data.source: package.module:factory"
         )
     if config.source == "demo":
-        return DemoSet(config, scratch)
+        return DemoSet(config)
     if config.source == "coco":
         return CocoFolder(_root(config), config)
     if config.source == "folder":
@@ -74,7 +74,7 @@ def _root(config: DataConfig) -> Path:
         raise DataError(
             f"data.root: source '{config.source}' needs a folder; set data.root: FOLDER"
         )
-    root = config.root.expanduser()
+    root = from_home(config.root, "data.root")
     if not root.is_dir():
         what = "is no folder" if root.exists() else "does not exist"
         raise DataError(f"data.root: {root} {what}; give the folder that holds the data set")

@@ -107,8 +107,8 @@ def choose(listing: Listing, config: DataConfig, where: str) -> Listing:
     check_counts(counts, classes, where, listing.left_out)
     if len(classes) < 2:
         raise DataError(
-            f"{where}: {len(classes)} class with images, a classifier needs two; "
-            "name more in data.classes"
+            f"{where}: a classifier needs two classes with images, there are {len(classes)}; "
+            "add images, or name more in data.classes"
         )
     limits = {"train": config.train_per_class, "val": config.val_per_class}
     items: dict[str, Sequence[Item]] = {}
@@ -189,6 +189,20 @@ def shown(names: Iterable[str], most: int = 5) -> str:
     clean = ["".join(c if c.isprintable() else "?" for c in name) for name in listed[:most]]
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(clean) + more
+
+
+def from_home(path: Path, setting: str) -> Path:
+    """The path, with ``~`` as the home folder.
+
+    Raises:
+        DataError: there is no such home folder.
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise DataError(
+            f"{setting}: {path} starts at a home folder that does not exist; give the whole path"
+        ) from None
 
 
 def stamp(path: Path) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -191,7 +192,7 @@ BAD = [
     Bad(
         "one class",
         lambda folder: None,
-        "1 class with images",
+        "two classes with images, there are 1",
         r"name more in data\.classes",
         {"classes": ("cat",)},
     ),
@@ -279,6 +280,19 @@ BAD = [
         {"source": "coko"},
     ),
     Bad(
+        "no such home folder",
+        lambda folder: None,
+        r"data\.root: ~nobody-of-this-name/coco starts at a home folder that does not exist",
+        "give the whole path",
+        {"root": Path("~nobody-of-this-name/coco")},
+    ),
+    Bad(
+        "a file listed twice",
+        edit(lambda found: found["images"][1].update(file_name="train000.png")),
+        r"instances_train\.json: file_name 'train000\.png' belongs to 2 images",
+        "list each file once",
+    ),
+    Bad(
         "unknown source with arguments",
         lambda folder: None,
         r"data\.source: unknown source 'my_module\.factory'",
@@ -305,7 +319,7 @@ BAD = [
     Bad(
         "class folders without images",
         lambda folder: None,
-        "0 class with images, a classifier needs two",
+        "two classes with images, there are 0",
         r"name more",
         {"source": "folder", "root": "annotations/.."},
     ),
@@ -316,7 +330,7 @@ BAD = [
 def test_bad_data(small, cache, bad):
     """One DataError on one line, with the place and the remedy; nothing was cached."""
     settings = {"source": "coco", "root": ""} | bad.settings
-    if settings["root"] is not None:
+    if isinstance(settings["root"], str):
         settings["root"] = small.root / settings["root"]
     if bad.name == "class folders without images":
         for path in small.root.rglob("*.png"):

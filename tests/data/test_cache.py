@@ -305,6 +305,9 @@ def test_default_folder(monkeypatch, tmp_path, small):
     assert list((tmp_path / "mine").glob("coco-*/manifest.json"))
     monkeypatch.delenv("GRADSCOPE_CACHE")
     assert data.default_cache_dir().parts[-2:] == (".cache", "gradscope")
+    monkeypatch.setenv("GRADSCOPE_CACHE", "~nobody-of-this-name/cache")
+    with pytest.raises(DataError, match=r"GRADSCOPE_CACHE: .* give the whole path"):
+        data.default_cache_dir()
 
 
 def test_a_hit_on_the_real_images_is_quick(coco, coco_cache):

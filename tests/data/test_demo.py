@@ -158,7 +158,27 @@ def test_a_change_of_the_drawing_draws_again(tmp_path, monkeypatch):
     steps = []
     data.load(tiny, lambda *step: steps.append(step), tmp_path)
     assert ("drawing train images", 5, 5) in steps
-    assert not list(tmp_path.glob("demo-*/images"))  # the drawn files do not stay
+
+
+def test_drawn_files_do_not_stay(tmp_path, monkeypatch):
+    """The COCO folder is a temporary one, even when reading it fails; only arrays are kept."""
+    temporary, cache = tmp_path / "temporary", tmp_path / "cache"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    seen = []
+    config = DataConfig(train_per_class=1, val_per_class=1)
+
+    def look(what, done, total):
+        seen.extend(temporary.rglob("*.jpg"))
+        if what == "reading val images":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        data.load(config, look, cache)
+    assert seen
+    data.load(config, None, cache)
+    assert not list(temporary.iterdir())
+    assert not list(cache.rglob("*.jpg"))
 
 
 def fitted(model, splits, epochs, batch=32) -> float:

@@ -81,7 +81,7 @@ def test_choose_limits():
             ("a", "b", "c"),
             "class 'c' has no image in the train",
         ),
-        ({"a": 1}, {"a": 1}, (), "1 class with images, a classifier needs two"),
+        ({"a": 1}, {"a": 1}, (), "a classifier needs two classes with images, there are 1"),
     ],
 )
 def test_choose_refuses(train, val, classes, message):
