@@ -1,6 +1,7 @@
 """A folder with a tiny grid in it, and the factories that it names."""
 
 import shutil
+import signal
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,11 @@ GRID = {
 }
 
 
+def interruptible():
+    """For `preexec_fn`: what a shell runs in the background ignores Ctrl-C, as do its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
     """The current folder is a fresh one that holds the factories; `.grid(**keys)` loads a grid."""
@@ -37,6 +43,6 @@ def tiny(tmp_path, monkeypatch):
         return Grid.load(path, overrides)
 
     grid()
-    yield SimpleNamespace(folder=tmp_path, path=path, grid=grid)
+    yield SimpleNamespace(interruptible=interruptible, folder=tmp_path, path=path, grid=grid)
     for name in MODULES:
         sys.modules.pop(name, None)

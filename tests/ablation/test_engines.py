@@ -116,6 +116,7 @@ def test_no_process_outlives_its_parent(tiny, cause):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=tiny.interruptible,
     )
     with parent:
         children = [psutil.Process(int(parent.stdout.readline())) for _ in range(2)]

@@ -359,6 +359,7 @@ def test_ctrl_c_keeps_what_is_finished(tiny):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=tiny.interruptible,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     with process:
