@@ -18,10 +18,11 @@ from gradscope.data.config import DataConfig
 from gradscope.data.source import SPLITS, Listing, ReportProgress, wanted_classes
 from gradscope.errors import DataError
 
-CLASSES = ("airplane", "bus", "cat", "dog", "pizza")
-"""Names of the classes, those of the COCO categories with the ids below."""
+_CATEGORY_IDS = {"airplane": 5, "bus": 6, "cat": 17, "dog": 18, "pizza": 59}
+"""Class -> id of the category of that name in COCO."""
 
-_CATEGORY_IDS = (5, 6, 17, 18, 59)
+CLASSES = tuple(_CATEGORY_IDS)
+"""Names of the classes."""
 
 PER_CLASS = {"train": 400, "val": 100}
 """Pictures of each class where the configuration does not say."""
@@ -104,11 +105,8 @@ def write_demo(
         classes: which of `CLASSES`.
         progress: told after every few pictures.
     """
-    from gradscope.data.drawing import PIXELS, draw_picture
-
     (root / "images").mkdir(parents=True, exist_ok=True)
     (root / "annotations").mkdir(exist_ok=True)
-    ids = dict(zip(CLASSES, _CATEGORY_IDS, strict=True))
     chosen = [name for name in CLASSES if name in classes]
     for split in SPLITS:
         images: list[dict[str, Any]] = []
@@ -118,31 +116,38 @@ def write_demo(
             for name in chosen:
                 if progress is not None and len(images) % 50 == 0:
                     progress(f"drawing {split} images", len(images), total)
-                key = (seed, SPLITS.index(split), ids[name], number)
-                picture = draw_picture(name, np.random.default_rng(key))
-                file_name = f"{split}_{name}_{number:05d}.jpg"
-                picture.image.save(root / "images" / file_name, quality=90)
-                image = len(images) + 1
-                images.append(
-                    {"id": image, "file_name": file_name, "width": PIXELS, "height": PIXELS}
-                )
-                annotations.append(
-                    {
-                        "id": image,
-                        "image_id": image,
-                        "category_id": ids[name],
-                        "bbox": picture.box,
-                        "area": picture.area,
-                        "iscrowd": 0,
-                        "segmentation": [],
-                    }
-                )
+                image, annotation = _draw(root, split, name, number, seed)
+                identity = len(images) + 1
+                images.append({"id": identity} | image)
+                annotations.append({"id": identity, "image_id": identity} | annotation)
         data = {
             "info": {"description": f"gradscope demo set, seed {seed}, {split}", "version": "1"},
-            "categories": [{"id": ids[name], "name": name} for name in chosen],
+            "categories": [{"id": _CATEGORY_IDS[name], "name": name} for name in chosen],
             "images": images,
             "annotations": annotations,
         }
         (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(data))
         if progress is not None:
             progress(f"drawing {split} images", total, total)
+
+
+def _draw(
+    root: Path, split: str, name: str, number: int, seed: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Draw one picture into its file; its entries under images and annotations, without ids."""
+    from gradscope.data.drawing import PIXELS, draw_picture
+
+    category = _CATEGORY_IDS[name]
+    key = (seed, SPLITS.index(split), category, number)
+    picture = draw_picture(name, np.random.default_rng(key))
+    file_name = f"{split}_{name}_{number:05d}.jpg"
+    picture.image.save(root / "images" / file_name, quality=90)
+    image = {"file_name": file_name, "width": PIXELS, "height": PIXELS}
+    annotation = {
+        "category_id": category,
+        "bbox": picture.box,
+        "area": picture.area,
+        "iscrowd": 0,
+        "segmentation": [],
+    }
+    return image, annotation
