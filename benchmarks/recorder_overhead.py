@@ -36,6 +36,7 @@ from torch import Tensor, nn
 import gradscope
 from gradscope import readers, recorder
 from gradscope.models import ModelConfig, build
+from gradscope.recorder import DEFAULT_EVERY
 
 Attach = Callable[[nn.Module, torch.optim.Optimizer], AbstractContextManager[Callable[[], None]]]
 """Attaches a recorder; gives what has to be called after backward and before the optimizer."""
@@ -233,16 +234,16 @@ def bandwidth() -> float:
 def measure(
     load: Workload, attach: Attach, rounds: int, steps: int, own: OwnTime
 ) -> dict[str, float]:
-    """Paired ratios of one recorder on one workload."""
+    """Paired ratios of one recorder on one workload, each of mean times over some steps."""
     ratios, bare, shares = [], [], []
     with attach(load.model, load.optimizer):  # first use: imports, buffers, structure
         load.step()
     for _ in range(rounds):
-        plain = statistics.median(load.step() for _ in range(steps))
+        plain = statistics.fmean(load.step() for _ in range(steps))
         with attach(load.model, load.optimizer) as before_optimizer:
             load.step(before_optimizer)  # the first step reads the structure
             own.spent_s = 0.0
-            recorded = statistics.median(load.step(before_optimizer) for _ in range(steps))
+            recorded = statistics.fmean(load.step(before_optimizer) for _ in range(steps))
             shares.append(own.spent_s / steps / plain)
         ratios.append(recorded / plain)
         bare.append(plain)
@@ -264,7 +265,7 @@ def main() -> None:
     parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--recorder", nargs="+", choices=RECORDERS, default=list(RECORDERS))
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=3, help="steps a round, of which the median")
+    parser.add_argument("--steps", type=int, default=3, help="steps a round, of which the mean")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args()
@@ -286,7 +287,7 @@ def main() -> None:
             attach, _ = RECORDERS[recorder_name]
             rounds = max(3, options.rounds // 3) if recorder_name in SLOW else options.rounds
             with contextlib.suppress(ImportError):
-                steps = 20 if recorder_name == "gradscope-default" else options.steps
+                steps = DEFAULT_EVERY if recorder_name == "gradscope-default" else options.steps
                 rows[recorder_name] = measure(load, attach, rounds, steps, own)
                 console.print(
                     f"{name} {recorder_name}: {rows[recorder_name]['ratio']:.3f}", style="dim"
