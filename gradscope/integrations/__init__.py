@@ -1,1 +1,0 @@
-"""Adapters to other tools; each imports its library only when used."""
