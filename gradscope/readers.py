@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 
 from gradscope import statistics
 from gradscope.buffer import RAW, StatisticsBuffer
+from gradscope.state import tensors_in
 from gradscope.structure import Call, Structure, is_normalisation, read_structure
 from gradscope.trace import TIME, RecordedTensor
 
@@ -275,7 +275,7 @@ class ForwardReader:
         if call >= MAX_CALLS:
             self.truncated.add(name)
             return
-        for index, tensor in enumerate(tensors_in(output)):
+        for index, tensor in enumerate(floating_in(output)):
             made = self._seen.get(id(tensor))
             known = made is not None and made[0]() is tensor and made[1] == tensor._version
             if made is None or not known:
@@ -432,14 +432,14 @@ class ForwardReader:
     def _saw_again(self, name: str, output: Any) -> None:
         call = self._recounts.get(name, 0)
         self._recounts[name] = call + 1
-        for index, tensor in enumerate(tensors_in(output)):
+        for index, tensor in enumerate(floating_in(output)):
             key = (name, call, index)
             if tensor.requires_grad and key in self._columns and key not in self._hooked:
                 _on_gradient(tensor, partial(self._gradient, self._columns[key][1]))
                 self._hooked.add(key)
 
     def _end_of_forward(self, output: Any) -> None:
-        roots = [t for t in tensors_in(output) if t.requires_grad]
+        roots = [t for t in floating_in(output) if t.requires_grad]
         if not roots:
             if not self._finished:  # a validation pass: nothing of it counts
                 self.numel = {}
@@ -478,20 +478,9 @@ def _on_gradient(tensor: Tensor, hook: Callable[[Tensor], None]) -> None:
     tensor.register_hook(hook)  # type: ignore[no-untyped-call]  # torch's stub
 
 
-def tensors_in(output: Any) -> Iterator[Tensor]:
-    """The floating tensors in what a module returned: tuples, dicts and dataclasses, nested."""
-    if isinstance(output, Tensor):
-        if output.is_floating_point() or output.is_complex():
-            yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from tensors_in(value)
-    elif isinstance(output, list | tuple):
-        for value in output:
-            yield from tensors_in(value)
-    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
-        for field in dataclasses.fields(output):
-            yield from tensors_in(getattr(output, field.name, None))
+def floating_in(output: Any) -> list[Tensor]:
+    """The tensors in what a module returned that can carry a gradient, whatever the nesting."""
+    return [t for t in tensors_in(output) if t.is_floating_point() or t.is_complex()]
 
 
 def _by_device(tensors: Mapping[str, Tensor]) -> dict[torch.device, list[str]]:

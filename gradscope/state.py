@@ -134,15 +134,17 @@ def describe(inputs: Any) -> str:
 
 def tensors_in(outputs: Any) -> list[Tensor]:
     """All tensors of a model's output, in order: tensors, tuples, mappings, dataclasses, nested."""
-    found: list[Tensor] = []
-    for leaf in tree_leaves(outputs):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif isinstance(leaf, Mapping):  # a mapping that pytree does not know
-            found.extend(tensors_in(dict(leaf)))
-        elif hasattr(leaf, "__dataclass_fields__"):
-            found.extend(tensors_in([getattr(leaf, n) for n in leaf.__dataclass_fields__]))
-    return found
+    if isinstance(outputs, Tensor):
+        return [outputs]
+    if isinstance(outputs, Mapping):
+        parts = list(outputs.values())
+    elif isinstance(outputs, (tuple, list)):
+        parts = list(outputs)
+    elif hasattr(outputs, "__dataclass_fields__") and not isinstance(outputs, type):
+        parts = [getattr(outputs, name) for name in outputs.__dataclass_fields__]
+    else:  # whatever else somebody registered with pytree
+        parts = [leaf for leaf in tree_leaves(outputs) if leaf is not outputs]
+    return [tensor for part in parts for tensor in tensors_in(part)]
 
 
 def _registries(module: nn.Module) -> dict[str, dict[str, Any]]:

@@ -43,7 +43,7 @@ def step(model, optimizer, inputs, *, clip=None):
 
 def sum_of(output):
     """Sum of squares of every tensor in an output, whatever its nesting."""
-    from gradscope.readers import tensors_in
+    from gradscope.state import tensors_in
 
     return sum(t.square().sum() for t in tensors_in(output))
 
@@ -356,7 +356,7 @@ def test_zoo_of_layers(name):
     model = build()
     with gradscope.watch(model, every=1) as scope:
         output = model(inputs)
-        from gradscope.readers import tensors_in
+        from gradscope.state import tensors_in
 
         sum(t.abs().square().sum() for t in tensors_in(output)).backward()
         scope.step()

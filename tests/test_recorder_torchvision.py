@@ -14,7 +14,7 @@ QUICK = ("squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v3_small", "resnet18"
 
 EVERY = torchvision.models.list_models(module=torchvision.models)
 
-SIZES = {"inception_v3": 160, "googlenet": 64}
+SIZES = {"inception_v3": 299, "googlenet": 64}
 FIXED = ("vit_", "maxvit")  # only the size they were made for
 
 
