@@ -128,21 +128,6 @@ def largest(vectors: list[Tensor]) -> Tensor:
     return torch.stack([n.float() for n in torch._foreach_norm(vectors, torch.inf)])
 
 
-def rms(tensor: Tensor) -> Tensor:
-    """Root mean square of one tensor: sqrt(mean(g^2)), accumulated in float32.
-
-    Args:
-        tensor: any shape with at least one element; NaN and Inf propagate.
-
-    Returns:
-        0-d float32 tensor on the same device.
-    """
-    vector = elements(tensor)
-    wide = torch.promote_types(vector.dtype, torch.float32)
-    mean = torch.linalg.vector_norm(vector, dtype=wide) / vector.numel() ** 0.5
-    return torch.as_tensor(mean, dtype=torch.float32)
-
-
 def zero_shares(samples: list[Tensor]) -> Tensor:
     """Share of zeros in each sample: 1 - norm(sign(x))^2 / n, in two batched calls.
 
