@@ -34,7 +34,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import gradscope
-from gradscope import readers, recorder
+from gradscope import forward_reader, recorder
 from gradscope.models import ModelConfig, build
 from gradscope.recorder import DEFAULT_EVERY
 
@@ -195,8 +195,8 @@ class OwnTime:
         (recorder.Scope, "_after_backward"),
         (recorder.Scope, "_before_step"),
         (recorder.Scope, "_after_step"),
-        (readers.ForwardReader, "_gradient"),
-        (readers.ForwardReader, "_root_gradient"),
+        (forward_reader.ForwardReader, "_take_gradient"),
+        (forward_reader.ForwardReader, "_root_gradient"),
     )
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
 """StatisticsBuffer: recorded numbers on their device, copied out in one piece per flush, thinned.
 
 One row per recorded step, one column per tensor, a handful of raw statistics each. A row is filled
-in a scratch area, whose cells are 0-d views that kernels write into directly, and then copied into
-a ring of `RING` rows. The ring leaves the device when it is full, without the host waiting.
+in a scratch area, into whose cells kernels write directly, and then copied into a ring of `RING`
+rows. The ring leaves the device when it is full, without the host waiting.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ from gradscope.trace import RecordedStep, RecordedTensor
 
 RAW = (
     "norm",
-    "minimum",
-    "maximum",
-    "zero",
     "nonfinite",
+    "abs_max",
+    "zero",
     "saturated",
     "dead",
     "unclipped",
     "weight_norm",
     "update",
 )
-"""What the device stores per tensor; `finish` turns it into the statistics of the table."""
+"""What the device stores per tensor; `finish` turns it into the statistics of the table. The first
+four stand in the order in which the kernels of `_kernels.c` write them."""
+
+_CELL_BYTES = 4
+
+_PLACE = {name: i for i, name in enumerate(RAW)}
 
 RING = 32
 """Recorded steps that wait on the device before they are copied out."""
@@ -38,7 +42,7 @@ DENSE = 16
 """The first recorded steps are never thinned out: most of what goes wrong goes wrong there."""
 
 META = 0
-"""Column that holds the loss scale (row `norm`) and whether the step found Inf (row `zero`)."""
+"""Column that holds the loss scale (as `norm`) and whether the step found Inf (as `zero`)."""
 
 BINS = HISTOGRAM_RANGE[1] - HISTOGRAM_RANGE[0]
 
@@ -64,14 +68,13 @@ class _Area:
     capacity: int
     scratch: Tensor = field(init=False)
     ring: Tensor = field(init=False)
-    cells: list[tuple[Tensor, ...]] = field(init=False)
-    """For each column, its 0-d views in the order of `RAW`."""
+    address: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.scratch = torch.full((len(RAW), self.capacity), torch.nan, device=self.device)
-        self.ring = torch.empty((RING, len(RAW), self.capacity), device=self.device)
-        rows = [row.unbind(0) for row in self.scratch.unbind(0)]
-        self.cells = list(zip(*rows, strict=True))
+        shape = (self.capacity, len(RAW))
+        self.scratch = torch.full(shape, torch.nan, device=self.device)
+        self.ring = torch.empty((RING, *shape), device=self.device)
+        self.address = self.scratch.data_ptr()
 
 
 class StatisticsBuffer:
@@ -107,13 +110,16 @@ class StatisticsBuffer:
             self._device_of.append(device)
         return index
 
-    def cells(self, device: torch.device, column: int) -> tuple[Tensor, ...]:
-        """The 0-d float32 cells of one column in the order of `RAW`, to be written by kernels."""
-        return self._area(device, column).cells[column]
-
     def cell(self, device: torch.device, column: int, name: str) -> Tensor:
-        """One 0-d float32 cell."""
-        return self._area(device, column).cells[column][RAW.index(name)]
+        """One 0-d float32 cell, a view to be written by kernels."""
+        return self._area(device, column).scratch[column, _PLACE[name]]
+
+    def address(self, device: torch.device, column: int, name: str = "norm") -> int:
+        """Where the cell lies in memory, for kernels that take addresses; valid until `column`."""
+        area = self._areas.get(device)
+        if area is None or area.capacity <= column:
+            area = self._area(device, column)
+        return area.address + (column * len(RAW) + _PLACE[name]) * _CELL_BYTES
 
     def put(self, device: torch.device, name: str, columns: Sequence[int], values: Tensor) -> None:
         """Write one raw statistic of many tensors.
@@ -125,12 +131,12 @@ class StatisticsBuffer:
             values: float32, shape (len(columns),).
         """
         area = self._area(device, max(columns))
-        area.scratch[RAW.index(name)].index_copy_(0, self._on_device(device, columns), values)
+        area.scratch[:, _PLACE[name]].index_copy_(0, self._on_device(device, columns), values)
 
     def get(self, device: torch.device, name: str, columns: Sequence[int]) -> Tensor:
         """Read one raw statistic of many tensors of the current step, on the device."""
         area = self._area(device, max(columns))
-        return area.scratch[RAW.index(name)].index_select(0, self._on_device(device, columns))
+        return area.scratch[:, _PLACE[name]].index_select(0, self._on_device(device, columns))
 
     def constant(self, device: torch.device, values: Sequence[float]) -> Tensor:
         """A float32 vector that is the same at every step, copied to the device only once."""
@@ -206,8 +212,8 @@ class StatisticsBuffer:
             capacity = max(2 * column, 2 * len(self.columns), 64)
             grown = _Area(device, capacity)
             if area is not None:
-                grown.scratch[:, : area.capacity] = area.scratch
-                grown.ring[:, :, : area.capacity] = area.ring
+                grown.scratch[: area.capacity] = area.scratch
+                grown.ring[:, : area.capacity] = area.ring
             self._areas[device] = area = grown
         return area
 
@@ -227,19 +233,19 @@ class StatisticsBuffer:
 
     def _settle(self) -> None:
         for rows, copies in self._in_flight:
-            width = max((host.shape[2] for _, host, _ in copies), default=1)
+            width = max((host.shape[1] for _, host, _ in copies), default=1)
             for row in rows:
-                row.raw = torch.full((len(RAW), width), torch.nan)
+                row.raw = torch.full((width, len(RAW)), torch.nan)
             for device, host, done in copies:
                 if isinstance(done, torch.cuda.Event):
                     done.synchronize()
                 mine = [c for c, d in enumerate(self._device_of) if d == device]
-                mine = [c for c in mine if c < host.shape[2]]
+                mine = [c for c in mine if c < host.shape[1]]
                 for i, row in enumerate(rows):
                     assert row.raw is not None
-                    row.raw[:, mine] = host[i][:, mine]
-                    if not host[i, 0, META].isnan():
-                        row.raw[:, META] = host[i][:, META]
+                    row.raw[mine] = host[i, mine]
+                    if not host[i, META, _PLACE["norm"]].isnan():
+                        row.raw[META] = host[i, META]
             for row in rows:
                 _complete(row)
                 if row.histogram is not None:
@@ -262,8 +268,8 @@ class StatisticsBuffer:
 
 def _complete(row: _Row) -> None:
     assert row.raw is not None
-    scale = float(row.raw[RAW.index("norm"), META])
-    found_inf = float(row.raw[RAW.index("zero"), META])
+    scale = float(row.raw[META, _PLACE["norm"]])
+    found_inf = float(row.raw[META, _PLACE["zero"]])
     if not math.isnan(scale):  # there was a GradScaler
         skipped = row.step.skipped or found_inf > 0
         row.step = replace(row.step, loss_scale=scale, skipped=skipped)
@@ -271,8 +277,8 @@ def _complete(row: _Row) -> None:
 
 def _nonfinite(row: _Row) -> bool:
     assert row.raw is not None
-    seen = row.raw[:, list(row.numel)]
-    return bool((seen[RAW.index("nonfinite")] > 0).any() or seen[RAW.index("norm")].isinf().any())
+    seen = row.raw[list(row.numel)]
+    return bool((seen[:, _PLACE["nonfinite"]] > 0).any() or seen[:, _PLACE["norm"]].isinf().any())
 
 
 def finish(rows: list[_Row], columns: list[RecordedTensor]) -> tuple[Tensor, Tensor]:
@@ -287,22 +293,22 @@ def finish(rows: list[_Row], columns: list[RecordedTensor]) -> tuple[Tensor, Ten
         (rows, tensors).
     """
     width = len(columns) + 1
-    raw = torch.full((len(rows), len(RAW), width), torch.nan)
+    raw = torch.full((len(rows), width, len(RAW)), torch.nan)
     numel = torch.ones((len(rows), width))
     scale = torch.ones((len(rows), width))
     present = torch.zeros((len(rows), width), dtype=torch.bool)
     for i, row in enumerate(rows):
         assert row.raw is not None
-        known = min(row.raw.shape[1], width)
-        raw[i, :, :known] = row.raw[:, :known]
+        known = min(row.raw.shape[0], width)
+        raw[i, :known] = row.raw[:known]
         seen = list(row.numel)
         present[i, seen] = True
         numel[i, seen] = torch.tensor(list(row.numel.values()), dtype=torch.float32)
         scale[i, list(row.scaled)] = row.step.loss_scale
-    cell = {name: raw[:, i] for i, name in enumerate(RAW)}
+    cell = {name: raw[:, :, i] for name, i in _PLACE.items()}
     norm = cell["norm"] / scale
-    abs_max = torch.maximum(cell["maximum"], -cell["minimum"]) / scale
-    # Extremes carry NaN and Inf exactly; where the sample missed them, at least one element is.
+    abs_max = cell["abs_max"] / scale
+    # The largest magnitude carries NaN and Inf exactly; where the sample missed them, at least one element is.
     measured = torch.tensor([False, *(c.kind != "activation_grad" for c in columns)])
     broken = torch.where(measured, ~abs_max.isfinite(), norm.isnan())
     counted = torch.where(norm.isfinite() & cell["nonfinite"].isnan(), 0.0, cell["nonfinite"])

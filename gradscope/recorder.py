@@ -26,7 +26,9 @@ from torch.utils.hooks import RemovableHandle
 
 from gradscope.buffer import META, StatisticsBuffer, finish, histograms
 from gradscope.errors import RecorderError
-from gradscope.readers import ForwardReader, ParameterReader
+from gradscope.forward_reader import ForwardReader
+from gradscope.meters import Meters
+from gradscope.parameter_reader import ParameterReader
 from gradscope.structure import Structure
 from gradscope.trace import RecordedStep, RecordedTensor, Trace
 
@@ -131,8 +133,15 @@ class Scope:
         self._buffer = buffer
         self._activations = activations
         self._scaler = _ScalerView(scaler, buffer)
-        self._parameters = ParameterReader(model, optimizers, buffer)
-        self._forward = ForwardReader(model, buffer, self._after_backward)
+        self._meters = Meters(buffer)
+        self._parameters = ParameterReader(model, optimizers, buffer, self._meters)
+        self._forward = ForwardReader(
+            model,
+            buffer,
+            self._meters,
+            after_backward=self._after_backward,
+            on_another_pass=self._on_another_pass,
+        )
         self._step = 0
         self._stepped: set[int] = set()
         self._measured = False
@@ -194,6 +203,7 @@ class Scope:
             return
         self._buffer.begin()
         self._scaler.begin()
+        self._meters.begin()
         self._parameters.begin()
         self._forward.begin()
         if self._activations:
@@ -204,19 +214,19 @@ class Scope:
         if blind_spot:
             self._cannot_see(blind_spot)
             return
-        scope = weakref.ref(self)
+        forward = weakref.ref(self._forward)
         handle: RemovableHandle | None = None
 
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            watching = scope()
-            if watching is not None:
-                watching._saw(module, args, output)
+            reader = forward()
+            if reader is not None:
+                reader.saw(module, args, output)
             elif handle is not None:  # the scope was forgotten and is gone
                 handle.remove()
 
         def lend(module: nn.Module, args: Any) -> Any:
-            watching = scope()
-            return None if watching is None else watching._forward.lend(module, args)
+            reader = forward()
+            return None if reader is None else reader.lend(module, args)
 
         handle = register_module_forward_hook(hook)
         self._hooks.append(handle)
@@ -253,12 +263,9 @@ class Scope:
         self.blind_spots = (*self.blind_spots, blind_spot)
         warnings.warn(f"gradscope: {blind_spot}", GradscopeWarning, stacklevel=2)
 
-    def _saw(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._forward.finished and self._scaler.updated():
-            self._end_step(skipped=True)  # a GradScaler went on without calling optimizer.step()
-        if not self._recording:
-            return
-        self._forward.saw(module, args, output)
+    def _on_another_pass(self) -> None:
+        if self._scaler.updated():  # a GradScaler went on without calling optimizer.step()
+            self._end_step(skipped=True)
 
     def _after_backward(self) -> None:
         if not self._recording:
@@ -293,6 +300,7 @@ class Scope:
             self._disarm()
             self._parameters.end()
             self._forward.end()
+            self._meters.end()
             seen = {**self._parameters.numel, **self._forward.numel}
             scaled = frozenset(self._forward.gradients if self._scaler.active else ())
             self._buffer.end(RecordedStep(self._step, self.epoch, skipped=skipped), seen, scaled)
@@ -381,9 +389,14 @@ _COMPILED = (
 
 
 def _compiled(model: nn.Module) -> str:
-    for module in model.modules():
+    waiting: list[nn.Module | None] = [model]  # several times faster than model.modules()
+    while waiting:
+        module = waiting.pop()
+        if module is None:
+            continue
         if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
             return _COMPILED
+        waiting.extend(module._modules.values())
     return ""
 
 

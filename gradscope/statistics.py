@@ -1,8 +1,8 @@
-"""What is measured per tensor: names, units, formulas, and the kernels that compute them.
+"""What is measured per tensor: names, units, formulas, and the torch operations that compute them.
 
-Norms and extremes are exact. Shares (of zeros and of saturated elements) come from a strided sample
-of at most `SAMPLE_LIMIT` elements, the size of an update from one of `UPDATE_LIMIT`: counting over
-all elements costs more than everything else together. Smaller tensors are counted whole.
+Norms and extremes are exact. Where shares would cost a pass over memory each they come from a
+strided sample of at most `SAMPLE_LIMIT` elements; the size of an update comes from runs of
+neighbours, `UPDATE_LIMIT` elements in all. Smaller tensors are measured whole.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ UPDATE_LIMIT = 16384
 """Most elements of one parameter whose change is measured: 64 KiB a parameter. Updates differ more
 from element to element than signs do."""
 
+RUN = 16
+"""Neighbours that are sampled together: in float32 one cache line, the least that memory gives."""
+
 HISTOGRAM_RANGE = (-40, 24)
 """log2|g| covered by the histogram, one bin per power of two; outliers land in the end bins."""
 
@@ -53,7 +56,7 @@ def elements(tensor: Tensor) -> Tensor:
             tensors their stored values, complex ones real and imaginary parts.
 
     Returns:
-        1-d real tensor, in the order of memory (statistics do not depend on the order).
+        1-d real contiguous tensor, in the order of memory (statistics do not depend on the order).
     """
     tensor = tensor.detach()
     if type(tensor) is not Tensor and hasattr(tensor, "to_local"):
@@ -62,70 +65,117 @@ def elements(tensor: Tensor) -> Tensor:
         tensor = tensor.coalesce().values() if tensor.is_sparse else tensor.to_dense()
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
-    if tensor.dim() == 1:
-        return tensor
     if tensor.is_contiguous():
         return tensor.view(-1)
     for layout in (torch.channels_last, torch.channels_last_3d):
         rank = 4 if layout is torch.channels_last else 5
         if tensor.dim() == rank and tensor.is_contiguous(memory_format=layout):
             return tensor.as_strided((tensor.numel(),), (1,))
-    return tensor.reshape(-1)
+    return tensor.reshape(-1).contiguous()
+
+
+def numel(tensor: Tensor) -> int:
+    """Number of real elements of the whole tensor; a complex one counts as two."""
+    return tensor.numel() * (2 if tensor.is_complex() else 1)
 
 
 @functools.cache
-def stride_for(numel: int, limit: int) -> int:
-    """Stride that takes at most `limit` of `numel` elements: a prime, in step with no axis."""
-    if numel <= limit:
+def stride_for(n: int, limit: int) -> int:
+    """Stride that takes at most `limit` of `n` elements: a prime, in step with no axis."""
+    if n <= limit:
         return 1
-    stride = -(-numel // limit)
+    stride = -(-n // limit)
     while any(stride % d == 0 for d in range(2, int(stride**0.5) + 1)):
         stride += 1
     return stride
 
 
-def sample(tensor: Tensor, limit: int = SAMPLE_LIMIT) -> Tensor:
-    """At most `limit` evenly spaced elements: a view where memory is dense, else a copy.
+def sample(tensor: Tensor) -> Tensor:
+    """At most `SAMPLE_LIMIT` evenly spaced elements: a view where memory is dense, else a copy.
 
     Args:
         tensor: as for `elements`.
-        limit: `SAMPLE_LIMIT` for shares, `UPDATE_LIMIT` for updates.
 
     Returns:
         1-d real tensor on the same device.
     """
     vector = elements(tensor)
-    stride = stride_for(vector.numel(), limit)
+    stride = stride_for(vector.numel(), SAMPLE_LIMIT)
     return vector[::stride] if stride > 1 else vector
 
 
-def norms(vectors: list[Tensor]) -> Tensor:
-    """L2 norms of many vectors in one batched call.
+@functools.cache
+def runs_for(n: int) -> tuple[int, int, int]:
+    """Length, distance and number of the runs that stand for a vector of `n` elements."""
+    if n <= UPDATE_LIMIT:
+        return n, n, 1
+    lines = n // RUN
+    stride = stride_for(lines, UPDATE_LIMIT // RUN)
+    return RUN, RUN * stride, -(-lines // stride)
+
+
+def runs(vector: Tensor) -> Tensor:
+    """Evenly spaced runs of neighbours, at most `UPDATE_LIMIT` elements, as a view.
 
     Args:
-        vectors: 1-d, real floating dtype, one device.
+        vector: from `elements`.
 
     Returns:
-        float32, shape (len(vectors),), on the vectors' device. No host synchronisation.
+        2-d view: run, element of the run.
     """
-    half = any(v.dtype in (torch.float16, torch.bfloat16) for v in vectors)
-    if half:  # the sum of squares overflows fp16 beyond 65504
-        found = [torch.linalg.vector_norm(v, dtype=torch.float32) for v in vectors]
+    length, stride, n = runs_for(vector.numel())
+    return vector.as_strided((n, length), (stride, 1))
+
+
+def norms(tensors: list[Tensor]) -> Tensor:
+    """L2 norms of many tensors, on a GPU in one batched call.
+
+    Args:
+        tensors: real floating dtype, one device.
+
+    Returns:
+        float32, shape (len(tensors),), on the tensors' device. No host synchronisation.
+    """
+    if any(t.dtype != torch.float32 or t.device.type == "cpu" for t in tensors):
+        found = torch.empty(len(tensors), device=tensors[0].device)
+        for tensor, cell in zip(tensors, found.unbind(), strict=True):
+            write_norm(tensor, cell)
+        return found
+    return torch.stack(torch._foreach_norm(tensors, 2.0))
+
+
+def write_norm(tensor: Tensor, cell: Tensor) -> None:
+    """Write the L2 norm of one tensor into a 0-d float32 tensor on its device."""
+    if tensor.device.type == "cpu" or tensor.dtype == torch.float64:  # `out` may not narrow
+        cell.copy_(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+    else:  # the sum of squares overflows fp16 beyond 65504
+        torch.linalg.vector_norm(tensor, dtype=torch.float32, out=cell)
+
+
+def largest(tensors: list[Tensor]) -> Tensor:
+    """Largest magnitudes of many tensors, on a GPU in one batched call.
+
+    Args:
+        tensors: as for `norms`, none of them empty.
+
+    Returns:
+        float32, shape (len(tensors),); NaN and Inf propagate.
+    """
+    if tensors[0].device.type == "cpu":
+        found = torch.empty(len(tensors))
+        for tensor, cell in zip(tensors, found.unbind(), strict=True):
+            write_largest(tensor, cell)
+        return found
+    return torch.stack([n.float() for n in torch._foreach_norm(tensors, torch.inf)])
+
+
+def write_largest(tensor: Tensor, cell: Tensor) -> None:
+    """Write the largest magnitude in one tensor into a 0-d float32 tensor on its device."""
+    if tensor.device.type == "cpu":  # where that norm is ten times slower than the extremes
+        low, high = torch.aminmax(tensor)
+        cell.copy_(torch.maximum(-low, high))
     else:
-        found = list(torch._foreach_norm(vectors, 2.0))
-    return torch.stack([n.float() for n in found])
-
-
-def largest(vectors: list[Tensor]) -> Tensor:
-    """Largest magnitudes of many vectors in one batched call.
-
-    Args:
-        vectors: as for `norms`.
-
-    Returns:
-        float32, shape (len(vectors),); NaN and Inf propagate.
-    """
-    return torch.stack([n.float() for n in torch._foreach_norm(vectors, torch.inf)])
+        cell.copy_(torch.linalg.vector_norm(tensor, torch.inf))
 
 
 def zero_shares(samples: list[Tensor]) -> Tensor:
@@ -144,6 +194,21 @@ def zero_shares(samples: list[Tensor]) -> Tensor:
     return 1 - (norms(list(signs)).square() / sizes).clamp(max=1.0)
 
 
+def saturated_share(tensor: Tensor, low: float, high: float) -> Tensor:
+    """Share of the sampled outputs within 1 % of the bounds of a bounded activation.
+
+    Args:
+        tensor: as for `elements`.
+        low: least value that the activation can give.
+        high: largest value that it can give.
+
+    Returns:
+        0-d float32 tensor, 0 to 1.
+    """
+    outer = (sample(tensor) - (low + high) / 2).abs() >= 0.99 * (high - low) / 2
+    return outer.float().mean()
+
+
 def nonfinite_shares(samples: list[Tensor]) -> Tensor:
     """Share of NaN and Inf in each sample, without a host synchronisation.
 
@@ -158,12 +223,6 @@ def nonfinite_shares(samples: list[Tensor]) -> Tensor:
     counts = (~joined.isfinite()).cumsum(0, dtype=torch.float32)  # exact below 2**24
     ends = counts.index_select(0, (sizes.cumsum(0) - 1).long())
     return torch.diff(ends, prepend=ends.new_zeros(1)) / sizes
-
-
-def nonfinite_share(tensor: Tensor) -> float:
-    """Share of NaN and Inf among all elements; reads the answer on the host."""
-    vector = elements(tensor)
-    return int(vector.isfinite().logical_not_().sum()) / vector.numel()
 
 
 @functools.lru_cache(maxsize=64)
