@@ -188,21 +188,34 @@ SLOW = ("wandb-gradients", "wandb-all", "tensorboard", "torchinstruments")
 
 
 class OwnTime:
-    """Time spent inside gradscope's callbacks, at their outermost entry."""
+    """Time spent inside gradscope's callbacks, at their outermost entry, while it is entered."""
 
     ENTRIES = (
-        (recorder.Scope, "_saw"),
+        (forward_reader.ForwardReader, "saw"),
+        (forward_reader.ForwardReader, "_root_gradient"),
         (recorder.Scope, "_after_backward"),
         (recorder.Scope, "_before_step"),
         (recorder.Scope, "_after_step"),
-        (forward_reader.ForwardReader, "_take_gradient"),
-        (forward_reader.ForwardReader, "_root_gradient"),
     )
 
     def __init__(self) -> None:
         self.spent_s = 0.0
-        for owner, name in self.ENTRIES:
-            setattr(owner, name, self._timed(getattr(owner, name)))
+
+    def __enter__(self) -> OwnTime:
+        self.spent_s = 0.0
+        self._originals = [(owner, name, getattr(owner, name)) for owner, name in self.ENTRIES]
+        for owner, name, original in self._originals:
+            setattr(owner, name, self._timed(original))
+        self._on_gradient = forward_reader._on_gradient
+        forward_reader._on_gradient = lambda tensor, take: self._on_gradient(
+            tensor, self._timed(take)
+        )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for owner, name, original in self._originals:
+            setattr(owner, name, original)
+        forward_reader._on_gradient = self._on_gradient
 
     def _timed(self, function: Callable[..., object]) -> Callable[..., object]:
         def timed(*args: object, **kwargs: object) -> object:
@@ -232,18 +245,23 @@ def bandwidth() -> float:
 
 
 def measure(
-    load: Workload, attach: Attach, rounds: int, steps: int, own: OwnTime
+    load: Workload, attach: Attach, rounds: int, steps: int, *, ours: bool
 ) -> dict[str, float]:
     """Paired ratios of one recorder on one workload, each of mean times over some steps."""
-    ratios, bare, shares = [], [], []
+    ratios, bare, shares, own = [], [], [], OwnTime()
     with attach(load.model, load.optimizer):  # first use: imports, buffers, structure
         load.step()
     for _ in range(rounds):
         plain = statistics.fmean(load.step() for _ in range(steps))
         with attach(load.model, load.optimizer) as before_optimizer:
             load.step(before_optimizer)  # the first step reads the structure
-            own.spent_s = 0.0
             recorded = statistics.fmean(load.step(before_optimizer) for _ in range(steps))
+        if ours:  # apart, because measuring costs too
+            with own, attach(load.model, load.optimizer):
+                load.step()
+                own.spent_s = 0.0
+                for _ in range(steps):
+                    load.step()
             shares.append(own.spent_s / steps / plain)
         ratios.append(recorded / plain)
         bare.append(plain)
@@ -253,7 +271,7 @@ def measure(
         "ratio": median,
         "low": low,
         "high": high,
-        "own": statistics.median(shares),
+        "own": statistics.median(shares) if shares else float("nan"),
     }
 
 
@@ -272,7 +290,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     os.environ.setdefault("WANDB_SILENT", "true")
     warnings.simplefilter("ignore")
-    own, bytes_per_s = OwnTime(), bandwidth()
+    bytes_per_s = bandwidth()
     found: dict[str, dict[str, dict[str, float]]] = {}
     console = Console(stderr=options.json)
     for name in options.workload:
@@ -288,7 +306,8 @@ def main() -> None:
             rounds = max(3, options.rounds // 3) if recorder_name in SLOW else options.rounds
             with contextlib.suppress(ImportError):
                 steps = DEFAULT_EVERY if recorder_name == "gradscope-default" else options.steps
-                rows[recorder_name] = measure(load, attach, rounds, steps, own)
+                ours = recorder_name.startswith("gradscope")
+                rows[recorder_name] = measure(load, attach, rounds, steps, ours=ours)
                 console.print(
                     f"{name} {recorder_name}: {rows[recorder_name]['ratio']:.3f}", style="dim"
                 )
@@ -303,13 +322,12 @@ def main() -> None:
                 heading, justify="left" if heading in ("recorder", "what") else "right"
             )
         for recorder_name, row in rows.items():
-            ours = recorder_name.startswith("gradscope")
             table.add_row(
                 recorder_name,
                 RECORDERS[recorder_name][1],
                 f"{row['ratio']:.3f}",
                 f"{row['low']:.3f} to {row['high']:.3f}",
-                f"{row['own']:.1%}" if ours else "",
+                f"{row['own']:.1%}" if row["own"] == row["own"] else "",
             )
         console.print(table)
         missing = [r for r in options.recorder if r not in rows]

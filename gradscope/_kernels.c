@@ -1,8 +1,9 @@
 /* Statistics of tensors in main memory, one pass each: what gradscope/meters.py calls on a CPU.
  *
- * torch has no reduction that gives a norm, the extremes and counts at once, and at the size of a
- * training step reading memory is the whole cost. The functions take addresses, not tensors, so the
- * module depends on no version of torch; the caller keeps the tensors alive and dense.
+ * torch has no reduction that gives a norm, the largest magnitude and counts at once, and at the
+ * size of a training step reading memory is most of the cost; Python between the reads is the rest.
+ * Tensors are asked for their address by their own methods, so the module is built without torch
+ * and works with any version of it.
  *
  * The loops are written in lanes that compilers turn into vector instructions without being allowed
  * to reorder sums, so that NaN and Inf keep their meaning. Magnitudes are compared as integers:
@@ -157,13 +158,15 @@ static double scaled_norm(const void *data, enum dtype dtype, int64_t numel, dou
 static void (*run_parallel)(void (*)(void *), void *, unsigned, unsigned);
 static int (*thread_index)(void);
 static int (*team_size)(void);
+static int (*most_threads)(void);
 
 static void find_threads(void) {
 #if defined(__linux__)
     *(void **)&run_parallel = dlsym(RTLD_DEFAULT, "GOMP_parallel");
     *(void **)&thread_index = dlsym(RTLD_DEFAULT, "omp_get_thread_num");
     *(void **)&team_size = dlsym(RTLD_DEFAULT, "omp_get_num_threads");
-    if (!thread_index || !team_size)
+    *(void **)&most_threads = dlsym(RTLD_DEFAULT, "omp_get_max_threads");
+    if (!thread_index || !team_size || !most_threads)
         run_parallel = NULL;
 #endif
 }
@@ -193,11 +196,13 @@ static void run_share(void *argument) {
         run_part(work, part);
 }
 
-static summary summarise(const void *data, enum dtype dtype, int64_t numel, int threads) {
+static summary summarise(const void *data, enum dtype dtype, int64_t numel) {
     job work = {.data = data, .dtype = dtype, .numel = numel, .parts = 1};
     int64_t useful = numel * (int64_t)size_of[dtype] / BYTES_PER_THREAD;
-    if (run_parallel && threads > 1 && useful > 1)
+    if (run_parallel && useful > 1) {
+        int threads = most_threads();
         work.parts = threads < useful ? threads : (int)useful;
+    }
     if (work.parts > MAX_THREADS)
         work.parts = MAX_THREADS;
     if (work.parts == 1)
@@ -224,85 +229,6 @@ static double norm_of(const summary *found, const void *data, enum dtype dtype, 
     return scaled_norm(data, dtype, numel, found->largest);
 }
 
-/* Python's side */
-
-static int integers(PyObject *const *args, Py_ssize_t given, Py_ssize_t wanted, int64_t *values) {
-    if (given != wanted) {
-        PyErr_Format(PyExc_TypeError, "%zd arguments expected, got %zd", wanted, given);
-        return 0;
-    }
-    for (Py_ssize_t i = 0; i < wanted; i++) {
-        values[i] = PyLong_AsLongLong(args[i]);
-        if (values[i] == -1 && PyErr_Occurred())
-            return 0;
-    }
-    return 1;
-}
-
-static int known(int64_t dtype) {
-    if (dtype >= 0 && dtype < DTYPES)
-        return 1;
-    PyErr_Format(PyExc_ValueError, "no kernel for dtype code %d", (int)dtype);
-    return 0;
-}
-
-#define ADDRESS(value) ((void *)(intptr_t)(value))
-
-static PyObject *py_summarise(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    (void)self;
-    int64_t v[6];
-    if (!integers(args, given, 6, v) || !known(v[1]))
-        return NULL;
-    const void *data = ADDRESS(v[0]);
-    enum dtype dtype = (enum dtype)v[1];
-    int64_t numel = v[2], wanted = v[4];
-    float *out = ADDRESS(v[3]);
-    if (numel <= 0)
-        Py_RETURN_NONE;
-    summary found;
-    double norm;
-    Py_BEGIN_ALLOW_THREADS
-    found = summarise(data, dtype, numel, (int)v[5]);
-    norm = norm_of(&found, data, dtype, numel);
-    Py_END_ALLOW_THREADS
-    double values[4] = {norm, (double)found.nonfinite / (double)numel, found.largest,
-                        (double)found.zeros / (double)numel};
-    for (int64_t i = 0; i < wanted && i < 4; i++)
-        out[i] = (float)values[i];
-    Py_RETURN_NONE;
-}
-
-static PyObject *py_copy_runs(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    (void)self;
-    int64_t v[6];
-    if (!integers(args, given, 6, v) || !known(v[1]))
-        return NULL;
-    size_t size = size_of[v[1]];
-    const char *data = ADDRESS(v[0]);
-    char *copy = ADDRESS(v[5]);
-    for (int64_t run = 0; run < v[4]; run++)
-        memcpy(copy + run * v[2] * size, data + run * v[3] * size, v[2] * size);
-    Py_RETURN_NONE;
-}
-
-static PyObject *py_change(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    (void)self;
-    int64_t v[8];
-    if (!integers(args, given, 8, v) || !known(v[1]))
-        return NULL;
-    enum dtype dtype = (enum dtype)v[1];
-    int64_t length = v[2], stride = v[3], runs = v[4], numel = v[6];
-    const char *data = ADDRESS(v[0]), *before = ADDRESS(v[5]);
-    if (numel <= 0)
-        Py_RETURN_NONE;
-    double squares = 0;
-    for (int64_t run = 0; run < runs; run++)
-        squares += squares_of[dtype](data + run * stride * (int64_t)size_of[dtype],
-                                     before + run * length * (int64_t)size_of[dtype], length);
-    *(float *)ADDRESS(v[7]) = (float)sqrt(squares * (double)numel / (double)(length * runs));
-    Py_RETURN_NONE;
-}
-
 static int any_nonzero(const char *data, int64_t bytes, enum dtype dtype) {
     uint64_t seen = 0; /* -0.0 is zero, so the sign bits are left out */
     static const uint64_t magnitude[DTYPES] = {0x7fffffff7fffffffull, 0x7fffffffffffffffull,
@@ -321,50 +247,320 @@ static int any_nonzero(const char *data, int64_t bytes, enum dtype dtype) {
     return seen != 0;
 }
 
+/* Python's side */
+
+static PyObject *plain_types[2], *codes; /* Tensor and Parameter; dtype -> enum dtype */
+static PyObject *name_dtype, *name_data_ptr, *name_numel, *name_is_contiguous, *name_size,
+    *name_stride;
+
+typedef struct {
+    void *data;
+    enum dtype dtype;
+    int64_t numel;
+} vector;
+
+static int64_t ask(PyObject *tensor, PyObject *method, PyObject *argument) {
+    PyObject *answer = PyObject_CallMethodObjArgs(tensor, method, argument, NULL);
+    if (!answer)
+        return -1;
+    int64_t value = PyLong_AsLongLong(answer);
+    Py_DECREF(answer);
+    return value;
+}
+
+/* 1 where the tensor is dense and of a known dtype, 0 where it must be converted, -1 on errors. */
+static int read_tensor(PyObject *tensor, vector *read) {
+    PyObject *type = (PyObject *)Py_TYPE(tensor);
+    if (type != plain_types[0] && type != plain_types[1])
+        return 0;
+    PyObject *dtype = PyObject_GetAttr(tensor, name_dtype);
+    if (!dtype)
+        return -1;
+    PyObject *code = PyDict_GetItemWithError(codes, dtype);
+    Py_DECREF(dtype);
+    if (!code)
+        return PyErr_Occurred() ? -1 : 0;
+    read->dtype = (enum dtype)PyLong_AsLong(code);
+    int64_t contiguous = ask(tensor, name_is_contiguous, NULL);
+    if (contiguous != 1)
+        return (int)contiguous;
+    read->data = (void *)(intptr_t)ask(tensor, name_data_ptr, NULL);
+    read->numel = ask(tensor, name_numel, NULL);
+    if (!PyErr_Occurred())
+        return read->data || !read->numel;
+    if (!PyErr_ExceptionMatches(PyExc_RuntimeError))
+        return -1;
+    PyErr_Clear(); /* a tensor without memory, as in torch.func's transforms */
+    return 0;
+}
+
+/* Cells move when their area grows, so they are named by where its address stands and an offset. */
+static float *cell(int64_t base, int64_t offset) {
+    return *(float **)(intptr_t)base + offset;
+}
+
+static void measure(const vector *read, float *out, int64_t wanted) {
+    summary found = {0};
+    double norm = 0, numel = (double)read->numel;
+    if (read->numel > 0) {
+        Py_BEGIN_ALLOW_THREADS
+        found = summarise(read->data, read->dtype, read->numel);
+        norm = norm_of(&found, read->data, read->dtype, read->numel);
+        Py_END_ALLOW_THREADS
+    }
+    double values[4] = {norm, numel ? (double)found.nonfinite / numel : 0, found.largest,
+                        numel ? (double)found.zeros / numel : NAN};
+    for (int64_t i = 0; i < wanted && i < 4; i++)
+        out[i] = (float)values[i];
+}
+
+static int integers(PyObject *const *args, Py_ssize_t n, int64_t *values) {
+    for (Py_ssize_t i = 0; i < n; i++)
+        values[i] = PyLong_AsLongLong(args[i]);
+    return !PyErr_Occurred();
+}
+
+static int expect(Py_ssize_t given, Py_ssize_t wanted) {
+    if (given != wanted)
+        PyErr_Format(PyExc_TypeError, "%zd arguments expected, got %zd", wanted, given);
+    return given == wanted;
+}
+
+/* Call `use` for every tensor of a list; the indices of those that must be converted. */
+typedef int (*use)(const vector *, Py_ssize_t index, void *context);
+
+static PyObject *for_each(PyObject *tensors, use function, void *context) {
+    PyObject *left = PyList_New(0);
+    Py_ssize_t n = left ? PyList_Size(tensors) : -1;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        vector read;
+        int known = read_tensor(PyList_GetItem(tensors, i), &read);
+        if (known == 1 && !function(&read, i, context))
+            known = -1;
+        if (known == 0) {
+            PyObject *index = PyLong_FromSsize_t(i);
+            if (!index || PyList_Append(left, index) < 0)
+                known = -1;
+            Py_XDECREF(index);
+        }
+        if (known == -1)
+            n = -1;
+    }
+    if (n < 0)
+        Py_CLEAR(left);
+    return left;
+}
+
+typedef struct {
+    PyObject *offsets, *samples;
+    int64_t base, wanted;
+} places;
+
+static int offset_at(const places *where, Py_ssize_t i, int64_t *offset) {
+    PyObject *item = PyList_GetItem(where->offsets, i);
+    return item && integers(&item, 1, offset);
+}
+
+static int measure_one(const vector *read, Py_ssize_t i, void *context) {
+    const places *where = context;
+    int64_t offset;
+    if (!offset_at(where, i, &offset))
+        return 0;
+    measure(read, cell(where->base, offset), where->wanted);
+    return 1;
+}
+
+static PyObject *py_measure(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    (void)self;
+    int64_t v[2];
+    if (!expect(given, 4) || !integers(args + 2, 2, v))
+        return NULL;
+    places where = {.offsets = args[1], .base = v[0], .wanted = v[1]};
+    return for_each(args[0], measure_one, &where);
+}
+
+static PyObject *py_measure_output(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    (void)self;
+    int64_t v[3];
+    vector read;
+    if (!expect(given, 4) || !integers(args + 1, 3, v))
+        return NULL;
+    int known = read_tensor(args[0], &read);
+    if (known == 1)
+        measure(&read, cell(v[0], v[1]), v[2]);
+    return known < 0 ? NULL : PyBool_FromLong(known);
+}
+
+static PyObject *py_measure_gradient(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    (void)self;
+    int64_t v[4];
+    vector read;
+    if (!expect(given, 7) || !integers(args, 4, v))
+        return NULL;
+    PyObject *gradient = PyTuple_GetItem(args[6], 0);
+    if (!gradient)
+        return NULL;
+    if (gradient == Py_None)
+        Py_RETURN_NONE;
+    char *seen = PyByteArray_AsString(args[4]);
+    if (!seen || v[3] >= PyByteArray_Size(args[4])) {
+        PyErr_SetString(PyExc_IndexError, "no mark for this column");
+        return NULL;
+    }
+    seen[v[3]] = 1;
+    int known = read_tensor(gradient, &read);
+    if (known == 0)
+        return PyObject_CallFunctionObjArgs(args[5], gradient, NULL);
+    if (known < 0)
+        return NULL;
+    measure(&read, cell(v[0], v[1]), v[2]);
+    Py_RETURN_NONE;
+}
+
+/* A sample is a tuple: length, distance and number of its runs, and the address of their copy. */
+static int sample_at(const places *where, Py_ssize_t i, int64_t *sample) {
+    PyObject *item = PyList_GetItem(where->samples, i);
+    for (Py_ssize_t j = 0; item && j < 4; j++) {
+        PyObject *number = PyTuple_GetItem(item, j);
+        if (!number || !integers(&number, 1, sample + j))
+            return 0;
+    }
+    return item != NULL;
+}
+
+static int remember_one(const vector *read, Py_ssize_t i, void *context) {
+    int64_t sample[4], size = (int64_t)size_of[read->dtype];
+    if (!sample_at(context, i, sample))
+        return 0;
+    char *copy = (char *)(intptr_t)sample[3];
+    for (int64_t run = 0; run < sample[2]; run++)
+        memcpy(copy + run * sample[0] * size, (char *)read->data + run * sample[1] * size,
+               (size_t)(sample[0] * size));
+    return 1;
+}
+
+static PyObject *py_remember(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    (void)self;
+    if (!expect(given, 2))
+        return NULL;
+    places where = {.samples = args[1]};
+    return for_each(args[0], remember_one, &where);
+}
+
+static int change_one(const vector *read, Py_ssize_t i, void *context) {
+    const places *where = context;
+    int64_t sample[4], offset, size = (int64_t)size_of[read->dtype];
+    if (!offset_at(where, i, &offset) || !sample_at(where, i, sample))
+        return 0;
+    int64_t length = sample[0], sampled = length * sample[2];
+    const char *copy = (char *)(intptr_t)sample[3];
+    double squares = 0;
+    for (int64_t run = 0; run < sample[2]; run++)
+        squares += squares_of[read->dtype]((char *)read->data + run * sample[1] * size,
+                                           copy + run * length * size, length);
+    if (sampled)
+        *cell(where->base, offset) =
+            (float)sqrt(squares * (double)read->numel / (double)sampled);
+    return 1;
+}
+
+static PyObject *py_change(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    (void)self;
+    places where = {0};
+    if (!expect(given, 4) || !integers(args + 3, 1, &where.base))
+        return NULL;
+    where.samples = args[1];
+    where.offsets = args[2];
+    return for_each(args[0], change_one, &where);
+}
+
 static PyObject *py_dead_units(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     (void)self;
-    int64_t v[7];
-    if (!integers(args, given, 7, v) || !known(v[1]))
+    int64_t v[2], dead = 0;
+    vector read;
+    if (!expect(given, 5) || !integers(args + 3, 2, v))
         return NULL;
-    const char *data = ADDRESS(v[0]);
-    enum dtype dtype = (enum dtype)v[1];
-    int64_t outer = v[2], units = v[3], bytes = v[4] * (int64_t)size_of[dtype], dead = 0;
-    unsigned char *active = ADDRESS(v[5]);
-    if (outer * units * bytes <= 0)
-        Py_RETURN_NONE;
+    int known = read_tensor(args[0], &read);
+    if (known != 1)
+        return known < 0 ? NULL : PyBool_FromLong(0);
+    int64_t units = ask(args[0], name_size, args[1]);
+    int64_t inner = ask(args[0], name_stride, args[1]);
+    char *active = PyByteArray_AsString(args[2]);
+    if (PyErr_Occurred())
+        return NULL;
+    if (units != PyByteArray_Size(args[2])) {
+        PyErr_SetString(PyExc_IndexError, "one mark for each unit expected");
+        return NULL;
+    }
+    int64_t outer = read.numel / (units * inner), bytes = inner * (int64_t)size_of[read.dtype];
     for (int64_t unit = 0; unit < units; unit++) {
+        const char *first = (char *)read.data + unit * bytes;
         for (int64_t i = 0; i < outer && !active[unit]; i++)
-            active[unit] = any_nonzero(data + (i * units + unit) * bytes, bytes, dtype);
+            active[unit] = (char)any_nonzero(first + i * units * bytes, bytes, read.dtype);
         dead += !active[unit];
     }
-    *(float *)ADDRESS(v[6]) = (float)((double)dead / (double)units);
+    *cell(v[0], v[1]) = (float)((double)dead / (double)units);
+    return PyBool_FromLong(1);
+}
+
+static PyObject *py_configure(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    (void)self;
+    if (!expect(given, 3))
+        return NULL;
+    for (int i = 0; i < 2; i++) {
+        Py_INCREF(args[i]);
+        plain_types[i] = args[i];
+    }
+    Py_INCREF(args[2]);
+    codes = args[2];
+    find_threads();
     Py_RETURN_NONE;
 }
 
 #define FAST(name) (PyCFunction)(void (*)(void)) name, METH_FASTCALL
 
 static PyMethodDef methods[] = {
-    {"summarise", FAST(py_summarise),
-     "summarise(address, dtype, numel, out, wanted, threads)\n\n"
-     "Write the first `wanted` of norm, share of NaN and Inf, largest magnitude, share of zeros to\n"
-     "the float32 at `out`."},
-    {"copy_runs", FAST(py_copy_runs),
-     "copy_runs(address, dtype, length, stride, runs, copy)\n\n"
-     "Copy runs of `length` elements that begin `stride` elements apart."},
+    {"configure", FAST(py_configure), "configure(Tensor, Parameter, codes): what can be read."},
+    {"measure", FAST(py_measure),
+     "measure(tensors, offsets, base, wanted)\n\n"
+     "Write the first `wanted` of norm, share of NaN and Inf, largest magnitude, share of zeros of\n"
+     "each tensor to its cells; returns the indices of tensors that must be converted first."},
+    {"measure_output", FAST(py_measure_output),
+     "measure_output(tensor, base, offset, wanted)\n\nThe same for one; whether it was read."},
+    {"measure_gradient", FAST(py_measure_gradient),
+     "measure_gradient(base, offset, wanted, column, seen, convert, gradients)\n\n"
+     "The same for the first of a node's gradients; marks its column as seen, and calls `convert`\n"
+     "with a gradient that must be converted."},
+    {"remember", FAST(py_remember),
+     "remember(tensors, samples)\n\nCopy the runs of each tensor; returns as `measure` does."},
     {"change", FAST(py_change),
-     "change(address, dtype, length, stride, runs, before, numel, out)\n\n"
-     "Write the norm of the change since copy_runs to `out`, scaled up from the runs to `numel`."},
+     "change(tensors, samples, offsets, base)\n\n"
+     "Write the norm of the change since `remember`, scaled up from the runs to all elements."},
     {"dead_units", FAST(py_dead_units),
-     "dead_units(address, dtype, outer, units, inner, active, out)\n\n"
-     "Mark in the bytes at `active` which units of a dense (outer, units, inner) tensor are not\n"
-     "zero everywhere; write the share of units never marked to `out`."},
+     "dead_units(tensor, dim, active, base, offset)\n\n"
+     "Mark in the bytearray `active` which units along a dimension are not zero everywhere; write\n"
+     "the share of those never marked. Whether the tensor was read."},
     {NULL, NULL, 0, NULL}};
 
-static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernels",
-                                    "Statistics of tensors in main memory, one pass each.", 0,
-                                    methods, NULL, NULL, NULL, NULL};
+static int execute(PyObject *module) {
+    (void)module;
+    name_dtype = PyUnicode_InternFromString("dtype");
+    name_data_ptr = PyUnicode_InternFromString("data_ptr");
+    name_numel = PyUnicode_InternFromString("numel");
+    name_is_contiguous = PyUnicode_InternFromString("is_contiguous");
+    name_size = PyUnicode_InternFromString("size");
+    name_stride = PyUnicode_InternFromString("stride");
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static PyModuleDef_Slot slots[] = {{Py_mod_exec, execute}, {0, NULL}};
+
+static struct PyModuleDef module = {.m_base = PyModuleDef_HEAD_INIT,
+                                    .m_name = "_kernels",
+                                    .m_doc = "Statistics of tensors in main memory.",
+                                    .m_methods = methods,
+                                    .m_slots = slots};
 
 PyMODINIT_FUNC PyInit__kernels(void) {
-    find_threads();
     return PyModuleDef_Init(&module);
 }

@@ -1,12 +1,28 @@
-def summarise(
-    address: int, dtype: int, numel: int, out: int, wanted: int, threads: int, /
+from collections.abc import Callable
+
+from torch import Tensor, dtype
+
+def configure(tensor: type, parameter: type, codes: dict[dtype, int], /) -> None: ...
+def measure(tensors: list[Tensor], offsets: list[int], base: int, wanted: int, /) -> list[int]: ...
+def measure_output(tensor: Tensor, base: int, offset: int, wanted: int, /) -> bool: ...
+def measure_gradient(
+    base: int,
+    offset: int,
+    wanted: int,
+    column: int,
+    seen: bytearray,
+    convert: Callable[[Tensor], None],
+    gradients: tuple[Tensor | None, ...],
+    /,
 ) -> None: ...
-def copy_runs(
-    address: int, dtype: int, length: int, stride: int, runs: int, copy: int, /
-) -> None: ...
+def remember(tensors: list[Tensor], samples: list[tuple[int, int, int, int]], /) -> list[int]: ...
 def change(
-    address: int, dtype: int, length: int, stride: int, runs: int, before: int, numel: int, out: int, /
-) -> None: ...
+    tensors: list[Tensor],
+    samples: list[tuple[int, int, int, int]],
+    offsets: list[int],
+    base: int,
+    /,
+) -> list[int]: ...
 def dead_units(
-    address: int, dtype: int, outer: int, units: int, inner: int, active: int, out: int, /
-) -> None: ...
+    tensor: Tensor, dim: int, active: bytearray, base: int, offset: int, /
+) -> bool: ...

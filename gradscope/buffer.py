@@ -31,8 +31,6 @@ RAW = (
 """What the device stores per tensor; `finish` turns it into the statistics of the table. The first
 four stand in the order in which the kernels of `_kernels.c` write them."""
 
-_CELL_BYTES = 4
-
 _PLACE = {name: i for i, name in enumerate(RAW)}
 
 RING = 32
@@ -66,15 +64,16 @@ class _Area:
 
     device: torch.device
     capacity: int
+    base: Tensor
+    """int64, one element in main memory: the address of the scratch area."""
     scratch: Tensor = field(init=False)
     ring: Tensor = field(init=False)
-    address: int = field(init=False)
 
     def __post_init__(self) -> None:
         shape = (self.capacity, len(RAW))
         self.scratch = torch.full(shape, torch.nan, device=self.device)
         self.ring = torch.empty((RING, *shape), device=self.device)
-        self.address = self.scratch.data_ptr()
+        self.base.fill_(self.scratch.data_ptr())
 
 
 class StatisticsBuffer:
@@ -86,11 +85,10 @@ class StatisticsBuffer:
         self.histograms = histograms
         self._max_steps = max_steps
         self._index: dict[tuple[str, str, str, int, int], int] = {}
-        self._device_of: list[torch.device | None] = [None]
         self._areas: dict[torch.device, _Area] = {}
         self._rows: list[_Row] = []
         self._waiting: list[_Row] = []
-        self._in_flight: list[tuple[list[_Row], list[tuple[torch.device, Tensor, object]]]] = []
+        self._in_flight: list[tuple[list[_Row], list[tuple[Tensor, object]]]] = []
         self._dense_steps: set[int] = set()
         self._first_nonfinite: int | None = None
         self._constants: dict[tuple[torch.device, torch.dtype, tuple[float, ...]], Tensor] = {}
@@ -100,26 +98,30 @@ class StatisticsBuffer:
         """Whether this step is to be recorded, by the interval that thinning has reached."""
         return step % self.interval == 0
 
-    def column(self, tensor: RecordedTensor, device: torch.device) -> int:
+    def column(self, tensor: RecordedTensor) -> int:
         """The column of a tensor, made when it is first asked for; column 0 is not a tensor's."""
         key = (tensor.kind, tensor.module, tensor.parameter, tensor.call, tensor.output)
         index = self._index.get(key)
         if index is None:
             index = self._index[key] = len(self.columns) + 1
             self.columns.append(tensor)
-            self._device_of.append(device)
         return index
 
     def cell(self, device: torch.device, column: int, name: str) -> Tensor:
         """One 0-d float32 cell, a view to be written by kernels."""
         return self._area(device, column).scratch[column, _PLACE[name]]
 
-    def address(self, device: torch.device, column: int, name: str = "norm") -> int:
-        """Where the cell lies in memory, for kernels that take addresses; valid until `column`."""
-        area = self._areas.get(device)
-        if area is None or area.capacity <= column:
-            area = self._area(device, column)
-        return area.address + (column * len(RAW) + _PLACE[name]) * _CELL_BYTES
+    def base(self, device: torch.device, column: int) -> int:
+        """Where the address of a device's cells stands in main memory; it stays when they move.
+
+        There is room up to `column`, and for all columns made so far.
+        """
+        return self._area(device, max(column, len(self.columns))).base.data_ptr()
+
+    @staticmethod
+    def offset(column: int, name: str = "norm") -> int:
+        """Place of a cell among the cells of its device, in float32."""
+        return column * len(RAW) + _PLACE[name]
 
     def put(self, device: torch.device, name: str, columns: Sequence[int], values: Tensor) -> None:
         """Write one raw statistic of many tensors.
@@ -179,7 +181,7 @@ class StatisticsBuffer:
         self._settle()
         if not self._waiting:
             return
-        copies: list[tuple[torch.device, Tensor, object]] = []
+        copies: list[tuple[Tensor, object]] = []
         for device, area in self._areas.items():
             full = area.ring[: len(self._waiting)]
             if device.type == "cuda":
@@ -187,9 +189,9 @@ class StatisticsBuffer:
                 host.copy_(full, non_blocking=True)
                 done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's stub
                 done.record(torch.cuda.current_stream(device))
-                copies.append((device, host, done))
+                copies.append((host, done))
             else:
-                copies.append((device, full.to("cpu", copy=True), None))
+                copies.append((full.to("cpu", copy=True), None))
         self._in_flight.append((self._waiting, copies))
         self._waiting = []
 
@@ -210,7 +212,8 @@ class StatisticsBuffer:
         area = self._areas.get(device)
         if area is None or area.capacity <= column:
             capacity = max(2 * column, 2 * len(self.columns), 64)
-            grown = _Area(device, capacity)
+            base = torch.zeros(1, dtype=torch.int64) if area is None else area.base
+            grown = _Area(device, capacity, base)
             if area is not None:
                 grown.scratch[: area.capacity] = area.scratch
                 grown.ring[:, : area.capacity] = area.ring
@@ -233,19 +236,16 @@ class StatisticsBuffer:
 
     def _settle(self) -> None:
         for rows, copies in self._in_flight:
-            width = max((host.shape[1] for _, host, _ in copies), default=1)
+            width = max((host.shape[1] for host, _ in copies), default=1)
             for row in rows:
                 row.raw = torch.full((width, len(RAW)), torch.nan)
-            for device, host, done in copies:
+            for host, done in copies:
                 if isinstance(done, torch.cuda.Event):
                     done.synchronize()
-                mine = [c for c, d in enumerate(self._device_of) if d == device]
-                mine = [c for c in mine if c < host.shape[1]]
-                for i, row in enumerate(rows):
+                for row, raw in zip(rows, host, strict=True):
                     assert row.raw is not None
-                    row.raw[mine] = host[i, mine]
-                    if not host[i, META, _PLACE["norm"]].isnan():
-                        row.raw[META] = host[i, META]
+                    mine = row.raw[: len(raw)]  # each cell is written on one device
+                    mine.copy_(torch.where(raw.isnan(), mine, raw))
             for row in rows:
                 _complete(row)
                 if row.histogram is not None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gradscope import statistics
 from gradscope.buffer import StatisticsBuffer
-from gradscope.meters import Meters
+from gradscope.meters import GradientHook, Meters
 from gradscope.state import tensors_in
 from gradscope.statistics import Kind
 from gradscope.structure import Call, Structure, is_normalisation, read_structure
@@ -40,10 +40,11 @@ class _Output:
     """What is known of one output of one call of a module, the same in every step."""
 
     column: int
+    gradient_column: int
+    take_gradient: GradientHook
     units_dim: int | None
     """Dimension along which the units of an activation lie; None where there is nothing to count."""
     bounds: tuple[float, float] | None
-    take_gradient: Callable[[Tensor], None]
     hooked: bool = False
     """Whether its gradient is awaited in this step."""
 
@@ -75,6 +76,7 @@ class ForwardReader:
         self._after_backward = after_backward
         self._on_another_pass = on_another_pass
         self._outputs: dict[tuple[str, int, int], _Output] = {}
+        self._seen_gradients = bytearray()  # one mark for each column
         self._reset()
 
     def begin(self) -> None:
@@ -82,6 +84,7 @@ class ForwardReader:
         self._reset()
         self.numel = {}
         self.gradients = set()
+        self._seen_gradients[:] = bytes(len(self._seen_gradients))
 
     def _reset(self) -> None:
         """Forget the forward pass."""
@@ -97,8 +100,12 @@ class ForwardReader:
         self._sinks: list[Any] = []
 
     def end(self) -> None:
-        """Read the structure if the root never ran, only modules inside it."""
+        """Note which gradients came; read the structure if the root never ran, only its parts."""
         self._read_structure()
+        for known in self._outputs.values():
+            if self._seen_gradients[known.gradient_column]:
+                self.numel[known.gradient_column] = self.numel[known.column]
+                self.gradients.add(known.gradient_column)
 
     def truncated_notes(self) -> list[str]:
         """One line for each module that ran more often than is recorded."""
@@ -174,13 +181,15 @@ class ForwardReader:
         shape = tuple(n for d, n in enumerate(sequence.shape) if d != time)
         columns = [
             self._buffer.column(
-                RecordedTensor("activation_grad", name, "", self._position - 1, t, TIME, shape),
-                sequence.device,
+                RecordedTensor("activation_grad", name, "", self._position - 1, t, TIME, shape)
             )
             for t in range(0, length, stride)
         ]
 
-        def take(grad: Tensor) -> None:
+        def take(gradients: tuple[Tensor | None, ...]) -> None:
+            grad = gradients[0]
+            if grad is None:
+                return
             others = [d for d in range(3) if d != time]
             norms = torch.linalg.vector_norm(grad.detach(), dim=others, dtype=torch.float32)
             self._buffer.put(grad.device, "norm", columns, norms[::stride])
@@ -216,21 +225,15 @@ class ForwardReader:
         name, call, index = key
         shape = tuple(tensor.shape)
         column, gradient = (
-            self._buffer.column(
-                RecordedTensor(kind, name, "", self._position, call, index, shape), tensor.device
-            )
+            self._buffer.column(RecordedTensor(kind, name, "", self._position, call, index, shape))
             for kind in _KINDS
         )
+        self._seen_gradients.extend(bytes(gradient + 1 - len(self._seen_gradients)))
+        take = self._meters.of(tensor.device).gradient_hook(gradient, self._seen_gradients)
         units = None
         if tensor.dim() > 1 and type(module).__module__ == "torch.nn.modules.activation":
             units = 2 if tensor.dim() == 3 else 1  # (batch, time, features), else channels
-        take = partial(self._take_gradient, gradient)
-        return _Output(column, units, _BOUNDS.get(type(module)), take)
-
-    def _take_gradient(self, column: int, grad: Tensor) -> None:
-        self.numel[column] = statistics.numel(grad)
-        self.gradients.add(column)
-        self._meters.of(grad.device).output_gradient(column, grad)
+        return _Output(column, gradient, take, units, _BOUNDS.get(type(module)))
 
     def _saw_again(self, name: str, output: Any) -> None:
         call = self._recounts.get(name, 0)
@@ -252,8 +255,8 @@ class ForwardReader:
         for root in roots:
             _on_gradient(root, partial(self._root_gradient, root.grad_fn))
 
-    def _root_gradient(self, node: Any, grad: Tensor) -> None:
-        del grad
+    def _root_gradient(self, node: Any, gradients: tuple[Tensor | None, ...]) -> None:
+        del gradients
         self._sinks.append(node)
         if not self._queued:
             self._queued = True
@@ -276,18 +279,13 @@ class ForwardReader:
         self._calls, self._sinks = [], []
 
 
-def _on_gradient(tensor: Tensor, take: Callable[[Tensor], None]) -> None:
-    """Call a function with the gradient of the tensor as it is now, before in-place changes."""
+def _on_gradient(tensor: Tensor, take: GradientHook) -> None:
+    """Have the gradient of the tensor as it is now taken, before in-place changes."""
     node = tensor.grad_fn
     if node is None or tensor.output_nr:
-        tensor.register_hook(take)  # type: ignore[no-untyped-call]  # torch's stub
+        tensor.register_hook(lambda grad: take((grad,)))  # type: ignore[no-untyped-call]  # torch's stub
     else:  # at a third less cost than a hook on the tensor
-
-        def take_first(gradients: tuple[Tensor | None, ...]) -> None:
-            if gradients[0] is not None:
-                take(gradients[0])
-
-        node.register_prehook(take_first)
+        node.register_prehook(take)
 
 
 def floating_in(output: Any) -> Sequence[Tensor]:

@@ -7,7 +7,8 @@ also serves a CPU for which the kernels were not compiled.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,11 @@ _GRADIENT, _ALL = 2, 4
 _CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 """The dtypes that the kernels read; others are converted."""
 
-_PLAIN = (Tensor, nn.Parameter)
+if kernels is not None:
+    kernels.configure(Tensor, nn.Parameter, _CODES)
+
+GradientHook = Callable[[tuple[Tensor | None, ...]], None]
+"""Called by a node of the graph with the gradients with respect to its outputs; takes the first."""
 
 
 class Meters:
@@ -44,11 +49,6 @@ class Meters:
             meter = self._meters[device] = kind(device, self._buffer)
         return meter
 
-    def begin(self) -> None:
-        """Start a step."""
-        for meter in self._meters.values():
-            meter.begin()
-
     def end(self) -> None:
         """Finish what was left to the end of the step."""
         for meter in self._meters.values():
@@ -61,94 +61,101 @@ class HostMeter:
     def __init__(self, device: torch.device, buffer: StatisticsBuffer) -> None:
         self._device = device
         self._buffer = buffer
+        self._room = -1
+        self._base = 0
         self._samples: dict[int, _Sample] = {}
-        self._active: dict[int, Tensor] = {}
-        self._threads = torch.get_num_threads()
+        self._active: dict[int, bytearray] = {}
 
     def output(self, column: int, tensor: Tensor) -> None:
         """Take what is recorded of the output of a module."""
-        self._summarise(tensor, self._buffer.address(self._device, column), _ALL)
+        if column > self._room:
+            self._reserve(column)
+        offset = self._buffer.offset(column)
+        if not kernels.measure_output(tensor, self._base, offset, _ALL):
+            kernels.measure_output(_converted(tensor), self._base, offset, _ALL)
 
-    def output_gradient(self, column: int, tensor: Tensor) -> None:
-        """Take what is recorded of the gradient with respect to an output."""
-        self._summarise(tensor, self._buffer.address(self._device, column), _GRADIENT)
+    def gradient_hook(self, column: int, seen: bytearray) -> GradientHook:
+        """Make what takes the gradient with respect to an output, for the node that made it."""
+        self._reserve(column)
+        offset = self._buffer.offset(column)
 
-    def parameter_gradients(self, columns: Sequence[int], tensors: Sequence[Tensor]) -> None:
+        def convert(gradient: Tensor) -> None:
+            kernels.measure_output(_converted(gradient), self._base, offset, _GRADIENT)
+
+        return functools.partial(
+            kernels.measure_gradient, self._base, offset, _GRADIENT, column, seen, convert
+        )
+
+    def parameter_gradients(self, columns: list[int], tensors: list[Tensor]) -> None:
         """Take what is recorded of the gradients of parameters, but for their updates."""
-        for column, tensor in zip(columns, tensors, strict=True):
-            self._summarise(tensor, self._buffer.address(self._device, column), _ALL)
+        self._measure(columns, tensors, "norm", _ALL)
 
-    def weights(self, columns: Sequence[int], tensors: Sequence[Tensor]) -> None:
+    def weights(self, columns: list[int], tensors: list[Tensor]) -> None:
         """Take the norms of the weights, and remember samples to compare with after the step."""
+        self._measure(columns, tensors, "weight_norm", 1)
+        samples = []
         for column, tensor in zip(columns, tensors, strict=True):
-            vector, code = _readable(tensor)
-            address, numel = vector.data_ptr(), vector.numel()
-            norm = self._buffer.address(self._device, column, "weight_norm")
-            kernels.summarise(address, code, numel, norm, 1, self._threads)
             sample = self._samples.get(column)
-            if sample is None or sample.numel != numel or sample.code != code:
-                sample = self._samples[column] = _Sample(numel, code, vector.dtype)
-            kernels.copy_runs(address, code, *sample.runs, sample.address)
+            if sample is None or sample.made_for != (tensor.shape, tensor.dtype):
+                sample = self._samples[column] = _Sample(tensor)
+            samples.append(sample.runs)
+        for i in kernels.remember(tensors, samples):
+            kernels.remember([_converted(tensors[i])], [samples[i]])
 
-    def updates(self, columns: Sequence[int], tensors: Sequence[Tensor]) -> None:
+    def updates(self, columns: list[int], tensors: list[Tensor]) -> None:
         """Take how far the step moved the weights that were remembered."""
-        for column, tensor in zip(columns, tensors, strict=True):
-            vector, code = _readable(tensor)
-            sample = self._samples[column]
-            out = self._buffer.address(self._device, column, "update")
-            kernels.change(
-                vector.data_ptr(), code, *sample.runs, sample.address, sample.numel, out
-            )
+        samples = [self._samples[c].runs for c in columns]
+        offsets = [self._buffer.offset(c, "update") for c in columns]
+        for i in kernels.change(tensors, samples, offsets, self._base):
+            kernels.change([_converted(tensors[i])], [samples[i]], [offsets[i]], self._base)
 
     def dead_units(self, column: int, tensor: Tensor, dim: int) -> None:
         """Take the share of units along a dimension that never had an output but zero."""
-        tensor = tensor.detach()
-        code = _CODES.get(tensor.dtype)
-        if code is None:
-            tensor, code = tensor.float(), _CODES[torch.float32]
-        if not tensor.is_contiguous():  # channels_last is dense in another order
-            order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), d))
-            tensor, dim = tensor.permute(order).contiguous(), order.index(dim)
-        units, inner = tensor.shape[dim], tensor.stride(dim)
+        if type(tensor) is not Tensor:
+            tensor = statistics.local(tensor)
         active = self._active.get(column)
-        if active is None or active.numel() != units:
-            active = self._active[column] = torch.zeros(units, dtype=torch.uint8)
-        outer = tensor.numel() // (units * inner)
-        out = self._buffer.address(self._device, column, "dead")
-        kernels.dead_units(tensor.data_ptr(), code, outer, units, inner, active.data_ptr(), out)
+        if active is None or len(active) != tensor.shape[dim]:
+            active = self._active[column] = bytearray(tensor.shape[dim])
+        offset = self._buffer.offset(column, "dead")
+        if not kernels.dead_units(tensor, dim, active, self._base, offset):
+            order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), d))
+            dense = tensor.detach().permute(order).contiguous()  # channels_last is: no copy
+            dense = dense if dense.dtype in _CODES else dense.float()
+            kernels.dead_units(dense, order.index(dim), active, self._base, offset)
 
     def end(self) -> None:
         """Nothing was left to the end of the step."""
 
-    def begin(self) -> None:
-        """Use as many threads as torch does."""
-        self._threads = torch.get_num_threads()
+    def _measure(
+        self, columns: list[int], tensors: list[Tensor], first: str, wanted: int
+    ) -> None:
+        self._reserve(max(columns))
+        offsets = [self._buffer.offset(c, first) for c in columns]
+        for i in kernels.measure(tensors, offsets, self._base, wanted):
+            kernels.measure([_converted(tensors[i])], [offsets[i]], self._base, wanted)
 
-    def _summarise(self, tensor: Tensor, out: int, wanted: int) -> None:
-        vector, code = _readable(tensor)
-        kernels.summarise(vector.data_ptr(), code, vector.numel(), out, wanted, self._threads)
+    def _reserve(self, column: int) -> None:
+        if column > self._room:
+            self._base, self._room = self._buffer.base(self._device, column), column
 
 
 class _Sample:
     """Room for the runs of one parameter that are compared with those after the step."""
 
-    __slots__ = ("_before", "address", "code", "numel", "runs")
+    __slots__ = ("_before", "made_for", "runs")
 
-    def __init__(self, numel: int, code: int, dtype: torch.dtype) -> None:
-        self.numel, self.code = numel, code
-        self.runs = length, _, n = statistics.runs_for(numel)
-        self._before = torch.empty(length * n, dtype=dtype)
-        self.address = self._before.data_ptr()
+    def __init__(self, tensor: Tensor) -> None:
+        self.made_for = (tensor.shape, tensor.dtype)
+        vector = _converted(tensor)
+        length, stride, n = statistics.runs_for(vector.numel())
+        self._before = torch.empty(length * n, dtype=vector.dtype)
+        self.runs = (length, stride, n, self._before.data_ptr())
 
 
-def _readable(tensor: Tensor) -> tuple[Tensor, int]:
-    """The elements in a form that the kernels read, and its code."""
-    code = _CODES.get(tensor.dtype)
-    if code is not None and type(tensor) in _PLAIN and tensor.is_contiguous():
-        return tensor, code  # any shape: the kernels only read along memory
+def _converted(tensor: Tensor) -> Tensor:
+    """The elements in a form that the kernels read."""
     vector = statistics.elements(tensor)
-    code = _CODES.get(vector.dtype)
-    return (vector.float(), _CODES[torch.float32]) if code is None else (vector, code)
+    return vector if vector.dtype in _CODES else vector.float()
 
 
 class DeviceMeter:
@@ -165,9 +172,6 @@ class DeviceMeter:
         self._signs: dict[int, Tensor] = {}
         self._samples: dict[int, Tensor] = {}
 
-    def begin(self) -> None:
-        """Nothing is left from the last step."""
-
     def output(self, column: int, tensor: Tensor) -> None:
         """Take what is recorded of the output of a module."""
         vector = statistics.elements(tensor)
@@ -176,17 +180,19 @@ class DeviceMeter:
         statistics.write_largest(vector, self._buffer.cell(self._device, column, "abs_max"))
         # A sample that lasts to the end of the step must be a copy; its signs are all that counts.
         self._signs[column] = statistics.sample(vector).sign()
-        self.output_gradient(column, vector)
+        self._norm(column, vector)
 
-    def output_gradient(self, column: int, tensor: Tensor) -> None:
-        """Take what is recorded of the gradient with respect to an output."""
-        vector = statistics.elements(tensor)
-        if not vector.numel():
-            return
-        statistics.write_norm(vector, self._buffer.cell(self._device, column, "norm"))
-        self._samples[column] = statistics.sample(vector).clone()
+    def gradient_hook(self, column: int, seen: bytearray) -> GradientHook:
+        """Make what takes the gradient with respect to an output, for the node that made it."""
 
-    def parameter_gradients(self, columns: Sequence[int], tensors: Sequence[Tensor]) -> None:
+        def take(gradients: tuple[Tensor | None, ...]) -> None:
+            if gradients[0] is not None:
+                seen[column] = 1
+                self._norm(column, statistics.elements(gradients[0]))
+
+        return take
+
+    def parameter_gradients(self, columns: list[int], tensors: list[Tensor]) -> None:
         """Take what is recorded of the gradients of parameters, but for their updates."""
         columns, vectors = _not_empty(columns, tensors)
         if not vectors:
@@ -200,7 +206,7 @@ class DeviceMeter:
         ):
             self._buffer.put(self._device, name, columns, values)
 
-    def weights(self, columns: Sequence[int], tensors: Sequence[Tensor]) -> None:
+    def weights(self, columns: list[int], tensors: list[Tensor]) -> None:
         """Take the norms of the weights, and remember samples to compare with after the step."""
         columns, vectors = _not_empty(columns, tensors)
         if not vectors:
@@ -211,7 +217,7 @@ class DeviceMeter:
             share = (vector.numel() / taken.numel()) ** 0.5
             self._before[column] = (taken.clone(), share)
 
-    def updates(self, columns: Sequence[int], tensors: Sequence[Tensor]) -> None:
+    def updates(self, columns: list[int], tensors: list[Tensor]) -> None:
         """Take how far the step moved the weights that were remembered."""
         columns, vectors = _not_empty(columns, tensors)
         if not vectors:
@@ -244,9 +250,14 @@ class DeviceMeter:
                 self._buffer.put(self._device, name, list(samples), found)
                 samples.clear()
 
+    def _norm(self, column: int, vector: Tensor) -> None:
+        if vector.numel():
+            statistics.write_norm(vector, self._buffer.cell(self._device, column, "norm"))
+            self._samples[column] = statistics.sample(vector).clone()
+
 
 def _not_empty(
-    columns: Sequence[int], tensors: Sequence[Tensor]
+    columns: list[int], tensors: list[Tensor]
 ) -> tuple[list[int], list[Tensor]]:
     vectors = {c: statistics.elements(t) for c, t in zip(columns, tensors, strict=True)}
     kept = {c: v for c, v in vectors.items() if v.numel()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,18 @@ from gradscope import statistics
 from gradscope.buffer import StatisticsBuffer
 from gradscope.meters import Meters
 from gradscope.trace import RecordedTensor
+
+
+@dataclass(slots=True, eq=False)
+class _Watched:
+    """One parameter, and which gradient of it was measured last in this step."""
+
+    name: str
+    parameter: Tensor
+    column: int = 0
+    """0 until it has a gradient or is known to get one."""
+    measured: tuple[int, int] | None = None
+    """Identity and version of the gradient."""
 
 
 class ParameterReader:
@@ -32,21 +45,21 @@ class ParameterReader:
         self._buffer = buffer
         self._meters = meters
         self._optimizers = optimizers
-        self._parameters = dict(model.named_parameters())
-        self._columns: dict[str, int] = {}
-        for name, parameter in self._parameters.items():
+        self._watched: list[_Watched] = []
+        for name, parameter in model.named_parameters():
+            self._watched.append(_Watched(name, parameter))
             if parameter.requires_grad:
-                self._column(name, parameter)
-        self._versions: dict[str, tuple[int, int]] = {}
-        self._remembered: list[str] = []
+                self._give_column(self._watched[-1])
+        self._remembered: list[_Watched] = []
         self._sharded: dict[int, Any] = {}
 
     def begin(self) -> None:
         """Forget the last step."""
         self.numel = {}
-        self._versions = {}
         self._remembered = []
         self._sharded = {}
+        for each in self._watched:
+            each.measured = None
 
     def after_backward(self, scale: Tensor | None) -> None:
         """Take all statistics before anyone clips, and before an optimizer that may not step.
@@ -56,12 +69,10 @@ class ParameterReader:
         """
         grads = self._grads(None)
         self._summarise(grads, scale)
-        for device, names in self._by_device(grads):
-            columns = [self._columns[n] for n in names]
-            self._buffer.put(
-                device, "unclipped", columns, self._buffer.get(device, "norm", columns)
-            )
-        self._versions = {n: (id(g), g._version) for n, g in grads.items()}
+        for device, mine in _by_device(watched for watched, _ in grads):
+            columns = [each.column for each in mine]
+            norms = self._buffer.get(device, "norm", columns)
+            self._buffer.put(device, "unclipped", columns, norms)
 
     def measure(self, optimizer: Optimizer | None, scale: Tensor | None = None) -> None:
         """Take the statistics of what has changed since the backward pass: nothing, unless clipped.
@@ -71,91 +82,86 @@ class ParameterReader:
             scale: factor that the gradients still carry from loss scaling, 0-d, or None.
         """
         grads = self._grads(optimizer)
-        changed = {n: g for n, g in grads.items() if self._versions.get(n) != (id(g), g._version)}
-        self._summarise(changed, scale)
+        self._summarise([(w, g) for w, g in grads if w.measured != (id(g), g._version)], scale)
 
     def remember_weights(self, optimizer: Optimizer) -> None:
         """Before the step: norms of the weights, and a sample of each to compare with after it."""
-        names = self._grads(optimizer)
-        for device, mine in self._by_device(names):
-            weights = [self._parameters[n] for n in mine]
-            self._meters.of(device).weights([self._columns[n] for n in mine], weights)
-        self._remembered = list(names)
+        self._remembered = [watched for watched, _ in self._grads(optimizer)]
+        for device, mine in _by_device(self._remembered):
+            weights = [each.parameter for each in mine]
+            self._meters.of(device).weights([each.column for each in mine], weights)
 
     def measure_update(self, optimizer: Optimizer) -> None:
         """After the step: how far it moved each parameter, from the sample taken before it."""
         stepped = _stepped_by(optimizer)
-        moved = [n for n in self._remembered if id(self._parameters[n]) in stepped]
-        for device, mine in self._by_device(moved):
-            weights = [self._parameters[n] for n in mine]
-            self._meters.of(device).updates([self._columns[n] for n in mine], weights)
+        moved = [each for each in self._remembered if id(each.parameter) in stepped]
+        for device, mine in _by_device(moved):
+            weights = [each.parameter for each in mine]
+            self._meters.of(device).updates([each.column for each in mine], weights)
 
     def end(self) -> None:
         """Combine what the ranks of a sharded model measured, in one collective."""
         if self._sharded:
             _reduce_shards(self._sharded, self.numel, self._buffer)
 
-    def _column(self, name: str, parameter: Tensor) -> int:
-        if name not in self._columns:
-            module, _, last = name.rpartition(".")
-            tensor = RecordedTensor("weight", module, last, -1, shape=tuple(parameter.shape))
-            self._columns[name] = self._buffer.column(tensor, parameter.device)
-        return self._columns[name]
+    def _give_column(self, watched: _Watched) -> None:
+        module, _, last = watched.name.rpartition(".")
+        shape = tuple(watched.parameter.shape)
+        watched.column = self._buffer.column(RecordedTensor("weight", module, last, -1, shape=shape))
 
-    def _grads(self, optimizer: Optimizer | None) -> dict[str, Tensor]:
-        """Name -> gradient of what an optimizer steps, and of what no optimizer does."""
+    def _grads(self, optimizer: Optimizer | None) -> list[tuple[_Watched, Tensor]]:
+        """Gradients of what an optimizer steps, and of what no optimizer does."""
         others: set[int] = set()
         if optimizer is not None and len(self._optimizers) > 1:
             mine = _stepped_by(optimizer)
             for each in self._optimizers:
                 others |= _stepped_by(each) - mine
-        grads = {}
-        for name, parameter in self._parameters.items():
-            grad = parameter.grad
-            if grad is not None and id(parameter) not in others:
-                self._column(name, parameter)
-                grads[name] = grad
-        return grads
+        found = []
+        for watched in self._watched:
+            grad = watched.parameter.grad
+            if grad is not None and id(watched.parameter) not in others:
+                if not watched.column:
+                    self._give_column(watched)
+                found.append((watched, grad))
+        return found
 
-    def _by_device(self, names: Iterable[str]) -> list[tuple[torch.device, list[str]]]:
-        groups: dict[torch.device, list[str]] = {}
-        for name in names:
-            groups.setdefault(self._parameters[name].device, []).append(name)
-        return list(groups.items())
-
-    def _summarise(self, grads: dict[str, Tensor], scale: Tensor | None) -> None:
-        for device, names in self._by_device(grads):
-            columns = [self._columns[n] for n in names]
-            mine = [grads[n] for n in names]
-            self._meters.of(device).parameter_gradients(columns, mine)
+    def _summarise(self, grads: list[tuple[_Watched, Tensor]], scale: Tensor | None) -> None:
+        for watched, grad in grads:
+            watched.measured = (id(grad), grad._version)
+            self.numel[watched.column] = statistics.numel(watched.parameter)
+            if type(grad) is not Tensor and hasattr(grad, "device_mesh"):
+                self._sharded[watched.column] = grad
+        of = {watched.column: grad for watched, grad in grads}
+        for device, mine in _by_device(watched for watched, _ in grads):
+            columns = [watched.column for watched in mine]
+            self._meters.of(device).parameter_gradients(columns, [of[c] for c in columns])
             for name in ("norm", "abs_max") if scale is not None else ():
                 found = self._buffer.get(device, name, columns)
                 self._buffer.put(device, name, columns, _unscaled(found, scale))
-            self._count_what_is_not_stored(device, columns, mine)
+        for column, grad in of.items():
+            if grad.is_sparse:
+                self._count_what_is_not_stored(column, grad)
             if self._buffer.histograms:
-                for column, grad in zip(columns, mine, strict=True):
-                    counts = statistics.log2_histogram(statistics.sample(grad))
-                    self._buffer.put_histogram(column, counts)
-        for name, grad in grads.items():
-            self.numel[self._columns[name]] = statistics.numel(self._parameters[name])
-            if hasattr(grad, "device_mesh"):
-                self._sharded[self._columns[name]] = grad
-        self.ever |= grads.keys()
+                counts = statistics.log2_histogram(statistics.sample(grad))
+                self._buffer.put_histogram(column, counts)
+        if len(self.ever) < len(self._watched):
+            self.ever.update(watched.name for watched, _ in grads)
 
-    def _count_what_is_not_stored(
-        self, device: torch.device, columns: list[int], grads: list[Tensor]
-    ) -> None:
+    def _count_what_is_not_stored(self, column: int, grad: Tensor) -> None:
         """What a sparse gradient does not store is zero."""
-        for column, grad in zip(columns, grads, strict=True):
-            if not grad.is_sparse:
-                continue
-            stored = statistics.elements(grad).numel() / max(grad.numel(), 1)
-            if stored:
-                share = self._buffer.cell(device, column, "zero")
-                share.sub_(1).mul_(stored).add_(1)
-            else:
-                for name, value in (("norm", 0.0), ("abs_max", 0.0), ("zero", 1.0)):
-                    self._buffer.cell(device, column, name).fill_(value)
+        stored = statistics.elements(grad).numel() / max(grad.numel(), 1)
+        share = self._buffer.cell(grad.device, column, "zero")
+        if stored:
+            share.sub_(1).mul_(stored).add_(1)
+        else:
+            share.fill_(1.0)
+
+
+def _by_device(watched: Iterable[_Watched]) -> list[tuple[torch.device, list[_Watched]]]:
+    groups: dict[torch.device, list[_Watched]] = {}
+    for each in watched:
+        groups.setdefault(each.parameter.device, []).append(each)
+    return list(groups.items())
 
 
 def _stepped_by(optimizer: Optimizer) -> set[int]:

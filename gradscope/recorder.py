@@ -203,7 +203,6 @@ class Scope:
             return
         self._buffer.begin()
         self._scaler.begin()
-        self._meters.begin()
         self._parameters.begin()
         self._forward.begin()
         if self._activations:

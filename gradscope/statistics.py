@@ -48,6 +48,16 @@ HISTOGRAM_RANGE = (-40, 24)
 """log2|g| covered by the histogram, one bin per power of two; outliers land in the end bins."""
 
 
+def local(tensor: Tensor) -> Tensor:
+    """The tensor without its history, as a plain one; of a DTensor the local shard."""
+    tensor = tensor.detach()
+    if type(tensor) is not Tensor:
+        if hasattr(tensor, "to_local"):
+            tensor = tensor.to_local()
+        tensor = tensor.as_subclass(Tensor)
+    return tensor
+
+
 def elements(tensor: Tensor) -> Tensor:
     """The elements of a tensor as one real vector, without a copy where memory is dense.
 
@@ -58,9 +68,7 @@ def elements(tensor: Tensor) -> Tensor:
     Returns:
         1-d real contiguous tensor, in the order of memory (statistics do not depend on the order).
     """
-    tensor = tensor.detach()
-    if type(tensor) is not Tensor and hasattr(tensor, "to_local"):
-        tensor = tensor.to_local()
+    tensor = local(tensor)
     if tensor.layout != torch.strided:
         tensor = tensor.coalesce().values() if tensor.is_sparse else tensor.to_dense()
     if tensor.is_complex():
