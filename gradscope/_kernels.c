@@ -308,9 +308,9 @@ static void measure(const vector *read, float *out, int64_t wanted) {
         norm = norm_of(&found, read->data, read->dtype, read->numel);
         Py_END_ALLOW_THREADS
     }
-    double values[4] = {norm, numel ? (double)found.nonfinite / numel : 0, found.largest,
-                        numel ? (double)found.zeros / numel : NAN};
-    for (int64_t i = 0; i < wanted && i < 4; i++)
+    double values[5] = {norm, numel ? (double)found.nonfinite / numel : 0, found.largest,
+                        numel ? (double)found.zeros / numel : NAN, norm};
+    for (int64_t i = 0; i < wanted && i < 5; i++)
         out[i] = (float)values[i];
 }
 
@@ -383,12 +383,15 @@ static PyObject *py_measure_output(PyObject *self, PyObject *const *args, Py_ssi
     (void)self;
     int64_t v[3];
     vector read;
-    if (!expect(given, 4) || !integers(args + 1, 3, v))
+    if (!expect(given, 5) || !integers(args, 3, v))
         return NULL;
-    int known = read_tensor(args[0], &read);
-    if (known == 1)
-        measure(&read, cell(v[0], v[1]), v[2]);
-    return known < 0 ? NULL : PyBool_FromLong(known);
+    int known = read_tensor(args[4], &read);
+    if (known == 0)
+        return PyObject_CallFunctionObjArgs(args[3], args[4], NULL);
+    if (known < 0)
+        return NULL;
+    measure(&read, cell(v[0], v[1]), v[2]);
+    Py_RETURN_NONE;
 }
 
 static PyObject *py_measure_gradient(PyObject *self, PyObject *const *args, Py_ssize_t given) {
@@ -523,10 +526,11 @@ static PyMethodDef methods[] = {
     {"configure", FAST(py_configure), "configure(Tensor, Parameter, codes): what can be read."},
     {"measure", FAST(py_measure),
      "measure(tensors, offsets, base, wanted)\n\n"
-     "Write the first `wanted` of norm, share of NaN and Inf, largest magnitude, share of zeros of\n"
-     "each tensor to its cells; returns the indices of tensors that must be converted first."},
+     "Write the first `wanted` of norm, share of NaN and Inf, largest magnitude, share of zeros,\n"
+     "norm of each tensor to its cells; returns the indices of tensors that must be converted."},
     {"measure_output", FAST(py_measure_output),
-     "measure_output(tensor, base, offset, wanted)\n\nThe same for one; whether it was read."},
+     "measure_output(base, offset, wanted, convert, tensor)\n\n"
+     "The same for one; calls `convert` with a tensor that must be converted."},
     {"measure_gradient", FAST(py_measure_gradient),
      "measure_gradient(base, offset, wanted, column, seen, convert, gradients)\n\n"
      "The same for the first of a node's gradients; marks its column as seen, and calls `convert`\n"

@@ -22,14 +22,14 @@ RAW = (
     "nonfinite",
     "abs_max",
     "zero",
+    "unclipped",
     "saturated",
     "dead",
-    "unclipped",
     "weight_norm",
     "update",
 )
 """What the device stores per tensor; `finish` turns it into the statistics of the table. The first
-four stand in the order in which the kernels of `_kernels.c` write them."""
+five stand in the order in which the kernels of `_kernels.c` write them."""
 
 _PLACE = {name: i for i, name in enumerate(RAW)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gradscope import statistics
 from gradscope.buffer import StatisticsBuffer
-from gradscope.meters import GradientHook, Meters
+from gradscope.meters import GradientReader, Meters
 from gradscope.state import tensors_in
 from gradscope.statistics import Kind
 from gradscope.structure import Call, Structure, is_normalisation, read_structure
@@ -41,12 +41,26 @@ class _Output:
 
     column: int
     gradient_column: int
-    take_gradient: GradientHook
+    device: torch.device
+    read: Callable[[Tensor], None]
+    read_gradient: GradientReader
     units_dim: int | None
     """Dimension along which the units of an activation lie; None where there is nothing to count."""
     bounds: tuple[float, float] | None
     hooked: bool = False
     """Whether its gradient is awaited in this step."""
+
+
+@dataclass(slots=True)
+class _Module:
+    """One module of the network, and how often it ran in this step."""
+
+    name: str
+    calls: int = 0
+    recomputed: int = 0
+    """Calls within the backward pass, by activation checkpointing."""
+    outputs: dict[tuple[int, int], _Output] = field(default_factory=dict)
+    """Call and index of the tensor -> output."""
 
 
 class ForwardReader:
@@ -70,12 +84,11 @@ class ForwardReader:
         self.has_fused_recurrence = any(isinstance(m, nn.RNNBase) for m in model.modules())
         """Whether the network has a layer that loops over time by itself."""
         self._model = weakref.ref(model)
-        self._names = {id(m): name for name, m in model.named_modules()}
+        self._modules = {id(m): _Module(name) for name, m in model.named_modules()}
         self._buffer = buffer
         self._meters = meters
         self._after_backward = after_backward
         self._on_another_pass = on_another_pass
-        self._outputs: dict[tuple[str, int, int], _Output] = {}
         self._seen_gradients = bytearray()  # one mark for each column
         self._reset()
 
@@ -91,10 +104,10 @@ class ForwardReader:
         self._finished = False  # a forward pass that follows a complete one is another one
         self._queued = False
         self._position = 0
-        self._counts: dict[str, int] = {}
-        self._recounts: dict[str, int] = {}
-        for known in self._outputs.values():
-            known.hooked = False
+        for known in self._modules.values():
+            known.calls = known.recomputed = 0
+            for output in known.outputs.values():
+                output.hooked = False
         self._seen: dict[int, tuple[weakref.ref[Tensor], int, str, int]] = {}
         self._calls: list[Call] = []
         self._sinks: list[Any] = []
@@ -102,10 +115,11 @@ class ForwardReader:
     def end(self) -> None:
         """Note which gradients came; read the structure if the root never ran, only its parts."""
         self._read_structure()
-        for known in self._outputs.values():
-            if self._seen_gradients[known.gradient_column]:
-                self.numel[known.gradient_column] = self.numel[known.column]
-                self.gradients.add(known.gradient_column)
+        for known in self._modules.values():
+            for output in known.outputs.values():
+                if self._seen_gradients[output.gradient_column]:
+                    self.numel[output.gradient_column] = self.numel[output.column]
+                    self.gradients.add(output.gradient_column)
 
     def truncated_notes(self) -> list[str]:
         """One line for each module that ran more often than is recorded."""
@@ -117,44 +131,42 @@ class ForwardReader:
 
     def saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Take what one call of one module gave; called by the forward hook."""
-        name = self._names.get(id(module))
-        if name is None or torch.is_inference_mode_enabled():  # nothing of it can be trained on
+        known = self._modules.get(id(module))
+        if known is None or torch.is_inference_mode_enabled():  # nothing of it can be trained on
             return
         if torch._C._current_graph_task_id() != -1:  # DDP asks the same way
-            self._saw_again(name, output)  # activation checkpointing computes it a second time
+            self._saw_again(known, output)  # activation checkpointing computes it a second time
             return
         if self._finished:
             self._on_another_pass()
         if not self._finished:
-            call = self._counts.get(name, 0)
-            self._counts[name] = call + 1
-            if call < MAX_CALLS:
-                self._take(name, call, module, args, output)
-            else:
-                self.truncated.add(name)
-        if not name:
+            self._take(known, module, args, output)
+        if not known.name:
             self._end_of_forward(output)
 
-    def _take(
-        self, name: str, call: int, module: nn.Module, args: tuple[Any, ...], output: Any
-    ) -> None:
+    def _take(self, known: _Module, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        call = known.calls
+        known.calls += 1
+        if call >= MAX_CALLS:
+            self.truncated.add(known.name)
+            return
         for index, tensor in enumerate(floating_in(output)):
             made = self._seen.get(id(tensor))
             if made is None or made[0]() is not tensor or made[1] != tensor._version:
-                made = (weakref.ref(tensor), tensor._version, name, call)
+                made = (weakref.ref(tensor), tensor._version, known.name, call)
                 self._seen[id(tensor)] = made
-                key = (name, call, index)
-                known = self._outputs.get(key)
-                if known is None:
-                    known = self._outputs[key] = self._new_output(key, module, tensor)
-                self._measure(known, tensor)
+                place = known.outputs.get((call, index))
+                if place is None or place.device != tensor.device:
+                    place = self._new_output(known.name, module, call, index, tensor)
+                    known.outputs[call, index] = place
+                self._measure(place, tensor)
             if self.structure is None:
                 source = self._source(module, args)
                 node = tensor.grad_fn
-                self._calls.append(Call(name, call, index, node, made[2], made[3], source))
+                self._calls.append(Call(known.name, call, index, node, made[2], made[3], source))
             self._position += 1
         if self.has_fused_recurrence and isinstance(module, nn.RNNBase):
-            self._take_time(name, module, args)
+            self._take_time(known.name, module, args)
 
     def lend(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Inputs for a fused recurrent layer that take a gradient, so that time can be seen.
@@ -162,7 +174,7 @@ class ForwardReader:
         The tensor handed on is a new one on the same memory: no number changes, and the caller's
         own tensor stays without a gradient.
         """
-        if not isinstance(module, nn.RNNBase) or id(module) not in self._names or not args:
+        if not isinstance(module, nn.RNNBase) or id(module) not in self._modules or not args:
             return None
         sequence = args[0]
         fit = isinstance(sequence, Tensor) and sequence.is_floating_point()
@@ -207,42 +219,43 @@ class ForwardReader:
         return made[2] if made is not None and made[0]() is args[0] else ""
 
     def _measure(self, output: _Output, tensor: Tensor) -> None:
+        output.read(tensor)
         numel = self.numel[output.column] = statistics.numel(tensor)
-        meter = self._meters.of(tensor.device)
-        meter.output(output.column, tensor)
         if output.units_dim is not None and numel:
-            meter.dead_units(output.column, tensor, output.units_dim)
+            self._meters.of(tensor.device).dead_units(output.column, tensor, output.units_dim)
         if output.bounds is not None:
             share = self._buffer.cell(tensor.device, output.column, "saturated")
             share.copy_(statistics.saturated_share(tensor, *output.bounds))
         if tensor.requires_grad:
-            _on_gradient(tensor, output.take_gradient)
+            _on_gradient(tensor, output.read_gradient)
             output.hooked = True
 
     def _new_output(
-        self, key: tuple[str, int, int], module: nn.Module, tensor: Tensor
+        self, name: str, module: nn.Module, call: int, index: int, tensor: Tensor
     ) -> _Output:
-        name, call, index = key
         shape = tuple(tensor.shape)
         column, gradient = (
             self._buffer.column(RecordedTensor(kind, name, "", self._position, call, index, shape))
             for kind in _KINDS
         )
         self._seen_gradients.extend(bytes(gradient + 1 - len(self._seen_gradients)))
-        take = self._meters.of(tensor.device).gradient_hook(gradient, self._seen_gradients)
+        meter = self._meters.of(tensor.device)
+        read = meter.output_reader(column)
+        read_gradient = meter.gradient_reader(gradient, self._seen_gradients)
         units = None
         if tensor.dim() > 1 and type(module).__module__ == "torch.nn.modules.activation":
             units = 2 if tensor.dim() == 3 else 1  # (batch, time, features), else channels
-        return _Output(column, gradient, take, units, _BOUNDS.get(type(module)))
+        bounds = _BOUNDS.get(type(module))
+        return _Output(column, gradient, tensor.device, read, read_gradient, units, bounds)
 
-    def _saw_again(self, name: str, output: Any) -> None:
-        call = self._recounts.get(name, 0)
-        self._recounts[name] = call + 1
+    def _saw_again(self, known: _Module, output: Any) -> None:
+        call = known.recomputed
+        known.recomputed += 1
         for index, tensor in enumerate(floating_in(output)):
-            known = self._outputs.get((name, call, index))
-            if tensor.requires_grad and known is not None and not known.hooked:
-                _on_gradient(tensor, known.take_gradient)
-                known.hooked = True
+            place = known.outputs.get((call, index))
+            if tensor.requires_grad and place is not None and not place.hooked:
+                _on_gradient(tensor, place.read_gradient)
+                place.hooked = True
 
     def _end_of_forward(self, output: Any) -> None:
         roots = [t for t in floating_in(output) if t.requires_grad]
@@ -279,7 +292,7 @@ class ForwardReader:
         self._calls, self._sinks = [], []
 
 
-def _on_gradient(tensor: Tensor, take: GradientHook) -> None:
+def _on_gradient(tensor: Tensor, take: GradientReader) -> None:
     """Have the gradient of the tensor as it is now taken, before in-place changes."""
     node = tensor.grad_fn
     if node is None or tensor.output_nr:

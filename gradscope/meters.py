@@ -21,8 +21,9 @@ try:
 except ImportError:  # installed from source without a C compiler
     kernels = None  # type: ignore[assignment]  # mypy knows only the module
 
-_GRADIENT, _ALL = 2, 4
-"""How many of the first raw statistics are taken of a gradient of an output, and of others."""
+_GRADIENT, _ALL, _UNCLIPPED = 2, 4, 5
+"""How many of the first raw statistics are taken of the gradient of an output, of others, and of
+the gradient of a parameter before clipping."""
 
 _CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 """The dtypes that the kernels read; others are converted."""
@@ -30,7 +31,7 @@ _CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 if kernels is not None:
     kernels.configure(Tensor, nn.Parameter, _CODES)
 
-GradientHook = Callable[[tuple[Tensor | None, ...]], None]
+GradientReader = Callable[[tuple[Tensor | None, ...]], None]
 """Called by a node of the graph with the gradients with respect to its outputs; takes the first."""
 
 
@@ -66,29 +67,22 @@ class HostMeter:
         self._samples: dict[int, _Sample] = {}
         self._active: dict[int, bytearray] = {}
 
-    def output(self, column: int, tensor: Tensor) -> None:
-        """Take what is recorded of the output of a module."""
-        if column > self._room:
-            self._reserve(column)
-        offset = self._buffer.offset(column)
-        if not kernels.measure_output(tensor, self._base, offset, _ALL):
-            kernels.measure_output(_converted(tensor), self._base, offset, _ALL)
+    def output_reader(self, column: int) -> Callable[[Tensor], None]:
+        """Make what takes the statistics of an output of a module."""
+        return functools.partial(kernels.measure_output, *self._one(column, _ALL))
 
-    def gradient_hook(self, column: int, seen: bytearray) -> GradientHook:
+    def gradient_reader(self, column: int, seen: bytearray) -> GradientReader:
         """Make what takes the gradient with respect to an output, for the node that made it."""
-        self._reserve(column)
-        offset = self._buffer.offset(column)
-
-        def convert(gradient: Tensor) -> None:
-            kernels.measure_output(_converted(gradient), self._base, offset, _GRADIENT)
-
+        base, offset, wanted, convert = self._one(column, _GRADIENT)
         return functools.partial(
-            kernels.measure_gradient, self._base, offset, _GRADIENT, column, seen, convert
+            kernels.measure_gradient, base, offset, wanted, column, seen, convert
         )
 
-    def parameter_gradients(self, columns: list[int], tensors: list[Tensor]) -> None:
-        """Take what is recorded of the gradients of parameters, but for their updates."""
-        self._measure(columns, tensors, "norm", _ALL)
+    def parameter_gradients(
+        self, columns: list[int], tensors: list[Tensor], *, unclipped: bool
+    ) -> None:
+        """Take what is recorded of the gradients of parameters; `unclipped`: nobody clipped yet."""
+        self._measure(columns, tensors, "norm", _UNCLIPPED if unclipped else _ALL)
 
     def weights(self, columns: list[int], tensors: list[Tensor]) -> None:
         """Take the norms of the weights, and remember samples to compare with after the step."""
@@ -125,6 +119,16 @@ class HostMeter:
 
     def end(self) -> None:
         """Nothing was left to the end of the step."""
+
+    def _one(self, column: int, wanted: int) -> tuple[int, int, int, Callable[[Tensor], None]]:
+        """Arguments of a kernel that measures one tensor."""
+        self._reserve(column)
+        base, offset = self._base, self._buffer.offset(column)
+
+        def convert(tensor: Tensor) -> None:
+            kernels.measure([_converted(tensor)], [offset], base, wanted)
+
+        return base, offset, wanted, convert
 
     def _measure(
         self, columns: list[int], tensors: list[Tensor], first: str, wanted: int
@@ -172,34 +176,43 @@ class DeviceMeter:
         self._signs: dict[int, Tensor] = {}
         self._samples: dict[int, Tensor] = {}
 
-    def output(self, column: int, tensor: Tensor) -> None:
-        """Take what is recorded of the output of a module."""
-        vector = statistics.elements(tensor)
-        if not vector.numel():
-            return
-        statistics.write_largest(vector, self._buffer.cell(self._device, column, "abs_max"))
-        # A sample that lasts to the end of the step must be a copy; its signs are all that counts.
-        self._signs[column] = statistics.sample(vector).sign()
-        self._norm(column, vector)
+    def output_reader(self, column: int) -> Callable[[Tensor], None]:
+        """Make what takes the statistics of an output of a module."""
 
-    def gradient_hook(self, column: int, seen: bytearray) -> GradientHook:
+        def read(tensor: Tensor) -> None:
+            vector = statistics.elements(tensor)
+            if not vector.numel():
+                return
+            statistics.write_largest(vector, self._buffer.cell(self._device, column, "abs_max"))
+            # What lasts to the end of the step must be a copy; its signs are all that counts.
+            self._signs[column] = statistics.sample(vector).sign()
+            self._norm(column, vector)
+
+        return read
+
+    def gradient_reader(self, column: int, seen: bytearray) -> GradientReader:
         """Make what takes the gradient with respect to an output, for the node that made it."""
 
-        def take(gradients: tuple[Tensor | None, ...]) -> None:
+        def read(gradients: tuple[Tensor | None, ...]) -> None:
             if gradients[0] is not None:
                 seen[column] = 1
                 self._norm(column, statistics.elements(gradients[0]))
 
-        return take
+        return read
 
-    def parameter_gradients(self, columns: list[int], tensors: list[Tensor]) -> None:
-        """Take what is recorded of the gradients of parameters, but for their updates."""
+    def parameter_gradients(
+        self, columns: list[int], tensors: list[Tensor], *, unclipped: bool
+    ) -> None:
+        """Take what is recorded of the gradients of parameters; `unclipped`: nobody clipped yet."""
         columns, vectors = _not_empty(columns, tensors)
         if not vectors:
             return
         samples = [statistics.sample(v) for v in vectors]
+        norms = statistics.norms(vectors)
+        if unclipped:
+            self._buffer.put(self._device, "unclipped", columns, norms)
         for name, values in (
-            ("norm", statistics.norms(vectors)),
+            ("norm", norms),
             ("abs_max", statistics.largest(vectors)),
             ("zero", statistics.zero_shares(samples)),
             ("nonfinite", statistics.nonfinite_shares(samples)),

@@ -67,12 +67,7 @@ class ParameterReader:
         Args:
             scale: factor that the gradients carry from loss scaling, 0-d, or None.
         """
-        grads = self._grads(None)
-        self._summarise(grads, scale)
-        for device, mine in _by_device(watched for watched, _ in grads):
-            columns = [each.column for each in mine]
-            norms = self._buffer.get(device, "norm", columns)
-            self._buffer.put(device, "unclipped", columns, norms)
+        self._summarise(self._grads(None), scale, unclipped=True)
 
     def measure(self, optimizer: Optimizer | None, scale: Tensor | None = None) -> None:
         """Take the statistics of what has changed since the backward pass: nothing, unless clipped.
@@ -82,7 +77,8 @@ class ParameterReader:
             scale: factor that the gradients still carry from loss scaling, 0-d, or None.
         """
         grads = self._grads(optimizer)
-        self._summarise([(w, g) for w, g in grads if w.measured != (id(g), g._version)], scale)
+        changed = [(w, g) for w, g in grads if w.measured != (id(g), g._version)]
+        self._summarise(changed, scale, unclipped=False)
 
     def remember_weights(self, optimizer: Optimizer) -> None:
         """Before the step: norms of the weights, and a sample of each to compare with after it."""
@@ -125,7 +121,9 @@ class ParameterReader:
                 found.append((watched, grad))
         return found
 
-    def _summarise(self, grads: list[tuple[_Watched, Tensor]], scale: Tensor | None) -> None:
+    def _summarise(
+        self, grads: list[tuple[_Watched, Tensor]], scale: Tensor | None, *, unclipped: bool
+    ) -> None:
         for watched, grad in grads:
             watched.measured = (id(grad), grad._version)
             self.numel[watched.column] = statistics.numel(watched.parameter)
@@ -134,8 +132,10 @@ class ParameterReader:
         of = {watched.column: grad for watched, grad in grads}
         for device, mine in _by_device(watched for watched, _ in grads):
             columns = [watched.column for watched in mine]
-            self._meters.of(device).parameter_gradients(columns, [of[c] for c in columns])
-            for name in ("norm", "abs_max") if scale is not None else ():
+            meter, tensors = self._meters.of(device), [of[c] for c in columns]
+            meter.parameter_gradients(columns, tensors, unclipped=unclipped)
+            scaled = ("norm", "abs_max", "unclipped") if unclipped else ("norm", "abs_max")
+            for name in scaled if scale is not None else ():
                 found = self._buffer.get(device, name, columns)
                 self._buffer.put(device, name, columns, _unscaled(found, scale))
         for column, grad in of.items():
