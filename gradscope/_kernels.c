@@ -431,23 +431,42 @@ static int sample_at(const places *where, Py_ssize_t i, int64_t *sample) {
     return item != NULL;
 }
 
+/* A root of a sum of squares over a sample, scaled up to all elements. */
+static float scaled_up(double norm, int64_t numel, int64_t sampled) {
+    return (float)(norm * sqrt((double)numel / (double)sampled));
+}
+
 static int remember_one(const vector *read, Py_ssize_t i, void *context) {
-    int64_t sample[4], size = (int64_t)size_of[read->dtype];
-    if (!sample_at(context, i, sample))
+    const places *where = context;
+    int64_t sample[4], offset, size = (int64_t)size_of[read->dtype];
+    if (!offset_at(where, i, &offset) || !sample_at(where, i, sample))
         return 0;
     char *copy = (char *)(intptr_t)sample[3];
     for (int64_t run = 0; run < sample[2]; run++)
         memcpy(copy + run * sample[0] * size, (char *)read->data + run * sample[1] * size,
                (size_t)(sample[0] * size));
+    int64_t sampled = sample[0] * sample[2];
+    if (sampled) {
+        summary found;
+        summary_of[read->dtype](copy, sampled, &found);
+        double norm = norm_of(&found, copy, read->dtype, sampled);
+        *cell(where->base, offset) = scaled_up(norm, read->numel, sampled);
+    }
     return 1;
+}
+
+static PyObject *for_each_sample(PyObject *const *args, Py_ssize_t given, use function) {
+    places where = {0};
+    if (!expect(given, 4) || !integers(args + 3, 1, &where.base))
+        return NULL;
+    where.samples = args[1];
+    where.offsets = args[2];
+    return for_each(args[0], function, &where);
 }
 
 static PyObject *py_remember(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     (void)self;
-    if (!expect(given, 2))
-        return NULL;
-    places where = {.samples = args[1]};
-    return for_each(args[0], remember_one, &where);
+    return for_each_sample(args, given, remember_one);
 }
 
 static int change_one(const vector *read, Py_ssize_t i, void *context) {
@@ -462,19 +481,13 @@ static int change_one(const vector *read, Py_ssize_t i, void *context) {
         squares += squares_of[read->dtype]((char *)read->data + run * sample[1] * size,
                                            copy + run * length * size, length);
     if (sampled)
-        *cell(where->base, offset) =
-            (float)sqrt(squares * (double)read->numel / (double)sampled);
+        *cell(where->base, offset) = scaled_up(sqrt(squares), read->numel, sampled);
     return 1;
 }
 
 static PyObject *py_change(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     (void)self;
-    places where = {0};
-    if (!expect(given, 4) || !integers(args + 3, 1, &where.base))
-        return NULL;
-    where.samples = args[1];
-    where.offsets = args[2];
-    return for_each(args[0], change_one, &where);
+    return for_each_sample(args, given, change_one);
 }
 
 static PyObject *py_dead_units(PyObject *self, PyObject *const *args, Py_ssize_t given) {
@@ -536,10 +549,11 @@ static PyMethodDef methods[] = {
      "The same for the first of a node's gradients; marks its column as seen, and calls `convert`\n"
      "with a gradient that must be converted."},
     {"remember", FAST(py_remember),
-     "remember(tensors, samples)\n\nCopy the runs of each tensor; returns as `measure` does."},
+     "remember(tensors, samples, offsets, base)\n\n"
+     "Copy the runs of each tensor and write its norm, scaled up from them; returns as `measure`."},
     {"change", FAST(py_change),
      "change(tensors, samples, offsets, base)\n\n"
-     "Write the norm of the change since `remember`, scaled up from the runs to all elements."},
+     "Write the norm of the change since `remember`, scaled up alike; returns as `measure`."},
     {"dead_units", FAST(py_dead_units),
      "dead_units(tensor, dim, active, base, offset)\n\n"
      "Mark in the bytearray `active` which units along a dimension are not zero everywhere; write\n"

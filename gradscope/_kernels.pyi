@@ -17,7 +17,13 @@ def measure_gradient(
     gradients: tuple[Tensor | None, ...],
     /,
 ) -> None: ...
-def remember(tensors: list[Tensor], samples: list[tuple[int, int, int, int]], /) -> list[int]: ...
+def remember(
+    tensors: list[Tensor],
+    samples: list[tuple[int, int, int, int]],
+    offsets: list[int],
+    base: int,
+    /,
+) -> list[int]: ...
 def change(
     tensors: list[Tensor],
     samples: list[tuple[int, int, int, int]],

@@ -8,7 +8,7 @@ also serves a CPU for which the kernels were not compiled.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ class Meters:
 
 
 class HostMeter:
-    """Statistics of tensors in main memory, exact but for the size of updates."""
+    """Statistics of tensors in main memory; of large weights and their updates from samples."""
 
     def __init__(self, device: torch.device, buffer: StatisticsBuffer) -> None:
         self._device = device
@@ -82,26 +82,23 @@ class HostMeter:
         self, columns: list[int], tensors: list[Tensor], *, unclipped: bool
     ) -> None:
         """Take what is recorded of the gradients of parameters; `unclipped`: nobody clipped yet."""
-        self._measure(columns, tensors, "norm", _UNCLIPPED if unclipped else _ALL)
+        self._reserve(max(columns))
+        offsets = [self._buffer.offset(c) for c in columns]
+        wanted = _UNCLIPPED if unclipped else _ALL
+        for i in kernels.measure(tensors, offsets, self._base, wanted):
+            kernels.measure([_converted(tensors[i])], [offsets[i]], self._base, wanted)
 
     def weights(self, columns: list[int], tensors: list[Tensor]) -> None:
-        """Take the norms of the weights, and remember samples to compare with after the step."""
-        self._measure(columns, tensors, "weight_norm", 1)
-        samples = []
+        """Remember samples of the weights to compare with after the step, and take their norms."""
         for column, tensor in zip(columns, tensors, strict=True):
             sample = self._samples.get(column)
             if sample is None or sample.made_for != (tensor.shape, tensor.dtype):
-                sample = self._samples[column] = _Sample(tensor)
-            samples.append(sample.runs)
-        for i in kernels.remember(tensors, samples):
-            kernels.remember([_converted(tensors[i])], [samples[i]])
+                self._samples[column] = _Sample(tensor)
+        self._compare(kernels.remember, columns, tensors, "weight_norm")
 
     def updates(self, columns: list[int], tensors: list[Tensor]) -> None:
         """Take how far the step moved the weights that were remembered."""
-        samples = [self._samples[c].runs for c in columns]
-        offsets = [self._buffer.offset(c, "update") for c in columns]
-        for i in kernels.change(tensors, samples, offsets, self._base):
-            kernels.change([_converted(tensors[i])], [samples[i]], [offsets[i]], self._base)
+        self._compare(kernels.change, columns, tensors, "update")
 
     def dead_units(self, column: int, tensor: Tensor, dim: int) -> None:
         """Take the share of units along a dimension that never had an output but zero."""
@@ -130,13 +127,14 @@ class HostMeter:
 
         return base, offset, wanted, convert
 
-    def _measure(
-        self, columns: list[int], tensors: list[Tensor], first: str, wanted: int
+    def _compare(
+        self, kernel: Callable[..., list[int]], columns: list[int], tensors: list[Tensor], name: str
     ) -> None:
         self._reserve(max(columns))
-        offsets = [self._buffer.offset(c, first) for c in columns]
-        for i in kernels.measure(tensors, offsets, self._base, wanted):
-            kernels.measure([_converted(tensors[i])], [offsets[i]], self._base, wanted)
+        samples = [self._samples[c].runs for c in columns]
+        offsets = [self._buffer.offset(c, name) for c in columns]
+        for i in kernel(tensors, samples, offsets, self._base):
+            kernel([_converted(tensors[i])], [samples[i]], [offsets[i]], self._base)
 
     def _reserve(self, column: int) -> None:
         if column > self._room:
@@ -220,15 +218,15 @@ class DeviceMeter:
             self._buffer.put(self._device, name, columns, values)
 
     def weights(self, columns: list[int], tensors: list[Tensor]) -> None:
-        """Take the norms of the weights, and remember samples to compare with after the step."""
+        """Remember samples of the weights to compare with after the step, and take their norms."""
         columns, vectors = _not_empty(columns, tensors)
         if not vectors:
             return
-        self._buffer.put(self._device, "weight_norm", columns, statistics.norms(vectors))
-        for column, vector in zip(columns, vectors, strict=True):
-            taken = statistics.runs(vector)
-            share = (vector.numel() / taken.numel()) ** 0.5
-            self._before[column] = (taken.clone(), share)
+        taken = [statistics.runs(v) for v in vectors]
+        shares = [(v.numel() / t.numel()) ** 0.5 for v, t in zip(vectors, taken, strict=True)]
+        self._put_scaled("weight_norm", columns, statistics.norms(taken), shares)
+        for column, sample, share in zip(columns, taken, shares, strict=True):
+            self._before[column] = (sample.clone(), share)
 
     def updates(self, columns: list[int], tensors: list[Tensor]) -> None:
         """Take how far the step moved the weights that were remembered."""
@@ -238,9 +236,7 @@ class DeviceMeter:
         before, shares = zip(*(self._before.pop(c) for c in columns), strict=True)
         after = [statistics.runs(v) for v in vectors]
         change = statistics.norms(list(torch._foreach_sub(after, before)))
-        self._buffer.put(
-            self._device, "update", columns, change * self._buffer.constant(self._device, shares)
-        )
+        self._put_scaled("update", columns, change, shares)
 
     def dead_units(self, column: int, tensor: Tensor, dim: int) -> None:
         """Take the share of units along a dimension that never had an output but zero."""
@@ -262,6 +258,12 @@ class DeviceMeter:
                 found = shares(list(samples.values()))
                 self._buffer.put(self._device, name, list(samples), found)
                 samples.clear()
+
+    def _put_scaled(
+        self, name: str, columns: list[int], norms: Tensor, shares: Sequence[float]
+    ) -> None:
+        scaled = norms * self._buffer.constant(self._device, shares)
+        self._buffer.put(self._device, name, columns, scaled)
 
     def _norm(self, column: int, vector: Tensor) -> None:
         if vector.numel():
