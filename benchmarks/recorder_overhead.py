@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Self
 
 import torch
 import torchvision
@@ -175,6 +176,10 @@ RECORDERS: dict[str, tuple[Attach, str]] = {
         lambda m, o: watch(m, o, every=1, activations=False),
         "every step, parameter gradients",
     ),
+    "gradscope-norms": (
+        lambda m, o: watch(m, o, every=1, norms_only=True),
+        "every step, norms of gradients, outputs and theirs",
+    ),
     "gradscope-all": (lambda m, o: watch(m, o, every=1), "every step, all statistics"),
     "gradscope-default": (watch, "default sampling"),
     "item-loop": (item_loop, "norm().item() per parameter"),
@@ -201,7 +206,7 @@ class OwnTime:
     def __init__(self) -> None:
         self.spent_s = 0.0
 
-    def __enter__(self) -> OwnTime:
+    def __enter__(self) -> Self:
         self.spent_s = 0.0
         self._originals = [(owner, name, getattr(owner, name)) for owner, name in self.ENTRIES]
         for owner, name, original in self._originals:

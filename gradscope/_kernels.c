@@ -400,20 +400,15 @@ static PyObject *py_measure_gradient(PyObject *self, PyObject *const *args, Py_s
     vector read;
     if (!expect(given, 7) || !integers(args, 4, v))
         return NULL;
-    PyObject *gradient = PyTuple_GetItem(args[6], 0);
-    if (!gradient)
-        return NULL;
-    if (gradient == Py_None)
-        Py_RETURN_NONE;
     char *seen = PyByteArray_AsString(args[4]);
     if (!seen || v[3] >= PyByteArray_Size(args[4])) {
         PyErr_SetString(PyExc_IndexError, "no mark for this column");
         return NULL;
     }
     seen[v[3]] = 1;
-    int known = read_tensor(gradient, &read);
+    int known = read_tensor(args[6], &read);
     if (known == 0)
-        return PyObject_CallFunctionObjArgs(args[5], gradient, NULL);
+        return PyObject_CallFunctionObjArgs(args[5], args[6], NULL);
     if (known < 0)
         return NULL;
     measure(&read, cell(v[0], v[1]), v[2]);
@@ -494,20 +489,26 @@ static PyObject *py_dead_units(PyObject *self, PyObject *const *args, Py_ssize_t
     (void)self;
     int64_t v[2], dead = 0;
     vector read;
-    if (!expect(given, 5) || !integers(args + 3, 2, v))
+    if (!expect(given, 6) || !integers(args, 2, v))
         return NULL;
-    int known = read_tensor(args[0], &read);
-    if (known != 1)
-        return known < 0 ? NULL : PyBool_FromLong(0);
-    int64_t units = ask(args[0], name_size, args[1]);
-    int64_t inner = ask(args[0], name_stride, args[1]);
-    char *active = PyByteArray_AsString(args[2]);
+    int known = read_tensor(args[5], &read);
+    if (known == 0)
+        return PyObject_CallFunctionObjArgs(args[4], args[5], NULL);
+    if (known < 0)
+        return NULL;
+    int64_t units = ask(args[5], name_size, args[2]);
+    /* The stride of a dimension of one element says nothing, even of a contiguous tensor. */
+    int64_t inner = units == 1 ? read.numel : ask(args[5], name_stride, args[2]);
     if (PyErr_Occurred())
         return NULL;
-    if (units != PyByteArray_Size(args[2])) {
-        PyErr_SetString(PyExc_IndexError, "one mark for each unit expected");
-        return NULL;
+    if (!read.numel)
+        Py_RETURN_NONE;
+    if (PyByteArray_Size(args[3]) != units) { /* first use, or another width: nothing known */
+        if (PyByteArray_Resize(args[3], units) < 0)
+            return NULL;
+        memset(PyByteArray_AsString(args[3]), 0, (size_t)units);
     }
+    char *active = PyByteArray_AsString(args[3]);
     int64_t outer = read.numel / (units * inner), bytes = inner * (int64_t)size_of[read.dtype];
     for (int64_t unit = 0; unit < units; unit++) {
         const char *first = (char *)read.data + unit * bytes;
@@ -516,7 +517,7 @@ static PyObject *py_dead_units(PyObject *self, PyObject *const *args, Py_ssize_t
         dead += !active[unit];
     }
     *cell(v[0], v[1]) = (float)((double)dead / (double)units);
-    return PyBool_FromLong(1);
+    Py_RETURN_NONE;
 }
 
 static PyObject *py_configure(PyObject *self, PyObject *const *args, Py_ssize_t given) {
@@ -545,9 +546,8 @@ static PyMethodDef methods[] = {
      "measure_output(base, offset, wanted, convert, tensor)\n\n"
      "The same for one; calls `convert` with a tensor that must be converted."},
     {"measure_gradient", FAST(py_measure_gradient),
-     "measure_gradient(base, offset, wanted, column, seen, convert, gradients)\n\n"
-     "The same for the first of a node's gradients; marks its column as seen, and calls `convert`\n"
-     "with a gradient that must be converted."},
+     "measure_gradient(base, offset, wanted, column, seen, convert, gradient)\n\n"
+     "The same for a gradient, and marks its column as seen."},
     {"remember", FAST(py_remember),
      "remember(tensors, samples, offsets, base)\n\n"
      "Copy the runs of each tensor and write its norm, scaled up from them; returns as `measure`."},
@@ -555,9 +555,9 @@ static PyMethodDef methods[] = {
      "change(tensors, samples, offsets, base)\n\n"
      "Write the norm of the change since `remember`, scaled up alike; returns as `measure`."},
     {"dead_units", FAST(py_dead_units),
-     "dead_units(tensor, dim, active, base, offset)\n\n"
+     "dead_units(base, offset, dim, active, convert, tensor)\n\n"
      "Mark in the bytearray `active` which units along a dimension are not zero everywhere; write\n"
-     "the share of those never marked. Whether the tensor was read."},
+     "the share of those never marked. Calls `convert` as `measure_output` does."},
     {NULL, NULL, 0, NULL}};
 
 static int execute(PyObject *module) {

@@ -14,7 +14,7 @@ def measure_gradient(
     column: int,
     seen: bytearray,
     convert: Callable[[Tensor], None],
-    gradients: tuple[Tensor | None, ...],
+    gradient: Tensor,
     /,
 ) -> None: ...
 def remember(
@@ -32,5 +32,11 @@ def change(
     /,
 ) -> list[int]: ...
 def dead_units(
-    tensor: Tensor, dim: int, active: bytearray, base: int, offset: int, /
-) -> bool: ...
+    base: int,
+    offset: int,
+    dim: int,
+    active: bytearray,
+    convert: Callable[[Tensor], None],
+    tensor: Tensor,
+    /,
+) -> None: ...

@@ -308,7 +308,7 @@ def finish(rows: list[_Row], columns: list[RecordedTensor]) -> tuple[Tensor, Ten
     cell = {name: raw[:, :, i] for name, i in _PLACE.items()}
     norm = cell["norm"] / scale
     abs_max = cell["abs_max"] / scale
-    # The largest magnitude carries NaN and Inf exactly; where the sample missed them, at least one element is.
+    # The largest magnitude carries NaN and Inf exactly; where a sample missed it, one is.
     measured = torch.tensor([False, *(c.kind != "activation_grad" for c in columns)])
     broken = torch.where(measured, ~abs_max.isfinite(), norm.isnan())
     counted = torch.where(norm.isfinite() & cell["nonfinite"].isnan(), 0.0, cell["nonfinite"])

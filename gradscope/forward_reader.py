@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from gradscope import statistics
 from gradscope.buffer import StatisticsBuffer
-from gradscope.meters import GradientReader, Meters
+from gradscope.meters import Meters, Reader
 from gradscope.state import tensors_in
 from gradscope.statistics import Kind
 from gradscope.structure import Call, Structure, is_normalisation, read_structure
@@ -32,6 +33,10 @@ _BOUNDS: dict[type[nn.Module], tuple[float, float]] = {
 }
 """Range of the activations that can saturate on both sides."""
 
+_in_inference_mode = torch.is_inference_mode_enabled
+_in_transform = torch._C._are_functorch_transforms_active
+_backward_pass = torch._C._current_graph_task_id  # DDP asks the same way whether one is running
+
 _KINDS: tuple[Kind, Kind] = ("activation", "activation_grad")
 
 
@@ -42,10 +47,10 @@ class _Output:
     column: int
     gradient_column: int
     device: torch.device
-    read: Callable[[Tensor], None]
-    read_gradient: GradientReader
-    units_dim: int | None
-    """Dimension along which the units of an activation lie; None where there is nothing to count."""
+    read: Reader
+    read_gradient: Reader
+    read_units: Reader | None
+    """Only of activations."""
     bounds: tuple[float, float] | None
     hooked: bool = False
     """Whether its gradient is awaited in this step."""
@@ -72,6 +77,7 @@ class ForwardReader:
         buffer: StatisticsBuffer,
         meters: Meters,
         *,
+        norms_only: bool,
         after_backward: Callable[[], None],
         on_another_pass: Callable[[], None],
     ) -> None:
@@ -87,6 +93,7 @@ class ForwardReader:
         self._modules = {id(m): _Module(name) for name, m in model.named_modules()}
         self._buffer = buffer
         self._meters = meters
+        self._norms_only = norms_only
         self._after_backward = after_backward
         self._on_another_pass = on_another_pass
         self._seen_gradients = bytearray()  # one mark for each column
@@ -132,9 +139,11 @@ class ForwardReader:
     def saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Take what one call of one module gave; called by the forward hook."""
         known = self._modules.get(id(module))
-        if known is None or torch.is_inference_mode_enabled():  # nothing of it can be trained on
+        if known is None or _in_inference_mode():  # nothing of it can be trained on
             return
-        if torch._C._current_graph_task_id() != -1:  # DDP asks the same way
+        if _in_transform():  # tensors within vmap and its kin have no numbers of their own
+            return
+        if _backward_pass() != -1:
             self._saw_again(known, output)  # activation checkpointing computes it a second time
             return
         if self._finished:
@@ -198,10 +207,7 @@ class ForwardReader:
             for t in range(0, length, stride)
         ]
 
-        def take(gradients: tuple[Tensor | None, ...]) -> None:
-            grad = gradients[0]
-            if grad is None:
-                return
+        def take(grad: Tensor) -> None:
             others = [d for d in range(3) if d != time]
             norms = torch.linalg.vector_norm(grad.detach(), dim=others, dtype=torch.float32)
             self._buffer.put(grad.device, "norm", columns, norms[::stride])
@@ -220,9 +226,9 @@ class ForwardReader:
 
     def _measure(self, output: _Output, tensor: Tensor) -> None:
         output.read(tensor)
-        numel = self.numel[output.column] = statistics.numel(tensor)
-        if output.units_dim is not None and numel:
-            self._meters.of(tensor.device).dead_units(output.column, tensor, output.units_dim)
+        self.numel[output.column] = statistics.numel(tensor)
+        if output.read_units is not None:
+            output.read_units(tensor)
         if output.bounds is not None:
             share = self._buffer.cell(tensor.device, output.column, "saturated")
             share.copy_(statistics.saturated_share(tensor, *output.bounds))
@@ -240,13 +246,21 @@ class ForwardReader:
         )
         self._seen_gradients.extend(bytes(gradient + 1 - len(self._seen_gradients)))
         meter = self._meters.of(tensor.device)
-        read = meter.output_reader(column)
-        read_gradient = meter.gradient_reader(gradient, self._seen_gradients)
-        units = None
-        if tensor.dim() > 1 and type(module).__module__ == "torch.nn.modules.activation":
-            units = 2 if tensor.dim() == 3 else 1  # (batch, time, features), else channels
-        bounds = _BOUNDS.get(type(module))
-        return _Output(column, gradient, tensor.device, read, read_gradient, units, bounds)
+        units, bounds = None, None
+        if not self._norms_only:
+            bounds = _BOUNDS.get(type(module))
+            if tensor.dim() > 1 and type(module).__module__ == "torch.nn.modules.activation":
+                dim = 2 if tensor.dim() == 3 else 1  # (batch, time, features), else channels
+                units = meter.units_reader(column, dim)
+        return _Output(
+            column,
+            gradient,
+            tensor.device,
+            meter.output_reader(column),
+            meter.gradient_reader(gradient, self._seen_gradients),
+            units,
+            bounds,
+        )
 
     def _saw_again(self, known: _Module, output: Any) -> None:
         call = known.recomputed
@@ -268,8 +282,8 @@ class ForwardReader:
         for root in roots:
             _on_gradient(root, partial(self._root_gradient, root.grad_fn))
 
-    def _root_gradient(self, node: Any, gradients: tuple[Tensor | None, ...]) -> None:
-        del gradients
+    def _root_gradient(self, node: Any, grad: Tensor) -> None:
+        del grad
         self._sinks.append(node)
         if not self._queued:
             self._queued = True
@@ -292,13 +306,14 @@ class ForwardReader:
         self._calls, self._sinks = [], []
 
 
-def _on_gradient(tensor: Tensor, take: GradientReader) -> None:
-    """Have the gradient of the tensor as it is now taken, before in-place changes."""
+def _on_gradient(tensor: Tensor, read: Reader) -> None:
+    """Have the gradient of the tensor as it is now read, before in-place changes."""
     node = tensor.grad_fn
-    if node is None or tensor.output_nr:
-        tensor.register_hook(lambda grad: take((grad,)))  # type: ignore[no-untyped-call]  # torch's stub
-    else:  # at a third less cost than a hook on the tensor
-        node.register_prehook(take)
+    if node is None or tensor._backward_hooks is not None or type(tensor) is not Tensor:
+        tensor.register_hook(read)  # type: ignore[no-untyped-call]  # torch's stub
+    else:  # what register_hook does at half its cost: there is no handle to remove it with
+        tensor._backward_hooks = OrderedDict(gradscope=read)
+        node._register_hook_dict(tensor)
 
 
 def floating_in(output: Any) -> Sequence[Tensor]:

@@ -1,6 +1,6 @@
 """How the statistics of one device's tensors are taken and written into its cells of the buffer.
 
-`HostMeter` reads tensors in main memory with the compiled kernels of `_kernels.c`, each in one pass.
+`HostMeter` reads tensors in main memory with the compiled kernels of `_kernels.c`, in one pass.
 `DeviceMeter` uses torch's operations, batched where torch can, and never makes the host wait; it
 also serves a CPU for which the kernels were not compiled.
 """
@@ -31,8 +31,8 @@ _CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 if kernels is not None:
     kernels.configure(Tensor, nn.Parameter, _CODES)
 
-GradientReader = Callable[[tuple[Tensor | None, ...]], None]
-"""Called by a node of the graph with the gradients with respect to its outputs; takes the first."""
+Reader = Callable[[Tensor], None]
+"""Takes the statistics of one tensor into the cells that it was made for."""
 
 
 class Meters:
@@ -65,18 +65,32 @@ class HostMeter:
         self._room = -1
         self._base = 0
         self._samples: dict[int, _Sample] = {}
-        self._active: dict[int, bytearray] = {}
 
-    def output_reader(self, column: int) -> Callable[[Tensor], None]:
+    def output_reader(self, column: int) -> Reader:
         """Make what takes the statistics of an output of a module."""
         return functools.partial(kernels.measure_output, *self._one(column, _ALL))
 
-    def gradient_reader(self, column: int, seen: bytearray) -> GradientReader:
-        """Make what takes the gradient with respect to an output, for the node that made it."""
+    def gradient_reader(self, column: int, seen: bytearray) -> Reader:
+        """Make what takes the gradient with respect to an output, and marks that it was seen."""
         base, offset, wanted, convert = self._one(column, _GRADIENT)
         return functools.partial(
             kernels.measure_gradient, base, offset, wanted, column, seen, convert
         )
+
+    def units_reader(self, column: int, dim: int) -> Reader:
+        """Make what takes the share of units along a dimension that never gave but zero."""
+        self._reserve(column)
+        base, offset, active = self._base, self._buffer.offset(column, "dead"), bytearray()
+
+        def convert(tensor: Tensor) -> None:
+            tensor = statistics.local(tensor)
+            strides = tensor.stride()
+            order = sorted(range(tensor.dim()), key=lambda d: (-strides[d], d))
+            dense = tensor.permute(order).contiguous()  # of channels_last no copy is made
+            dense = dense if dense.dtype in _CODES else dense.float()
+            kernels.dead_units(base, offset, order.index(dim), active, _cannot_read, dense)
+
+        return functools.partial(kernels.dead_units, base, offset, dim, active, convert)
 
     def parameter_gradients(
         self, columns: list[int], tensors: list[Tensor], *, unclipped: bool
@@ -100,24 +114,10 @@ class HostMeter:
         """Take how far the step moved the weights that were remembered."""
         self._compare(kernels.change, columns, tensors, "update")
 
-    def dead_units(self, column: int, tensor: Tensor, dim: int) -> None:
-        """Take the share of units along a dimension that never had an output but zero."""
-        if type(tensor) is not Tensor:
-            tensor = statistics.local(tensor)
-        active = self._active.get(column)
-        if active is None or len(active) != tensor.shape[dim]:
-            active = self._active[column] = bytearray(tensor.shape[dim])
-        offset = self._buffer.offset(column, "dead")
-        if not kernels.dead_units(tensor, dim, active, self._base, offset):
-            order = sorted(range(tensor.dim()), key=lambda d: (-tensor.stride(d), d))
-            dense = tensor.detach().permute(order).contiguous()  # channels_last is: no copy
-            dense = dense if dense.dtype in _CODES else dense.float()
-            kernels.dead_units(dense, order.index(dim), active, self._base, offset)
-
     def end(self) -> None:
         """Nothing was left to the end of the step."""
 
-    def _one(self, column: int, wanted: int) -> tuple[int, int, int, Callable[[Tensor], None]]:
+    def _one(self, column: int, wanted: int) -> tuple[int, int, int, Reader]:
         """Arguments of a kernel that measures one tensor."""
         self._reserve(column)
         base, offset = self._base, self._buffer.offset(column)
@@ -139,6 +139,11 @@ class HostMeter:
     def _reserve(self, column: int) -> None:
         if column > self._room:
             self._base, self._room = self._buffer.base(self._device, column), column
+
+
+def _cannot_read(tensor: Tensor) -> None:
+    """A tensor without memory, as in the transforms of torch.func: its cells stay empty."""
+    del tensor
 
 
 class _Sample:
@@ -170,11 +175,10 @@ class DeviceMeter:
         self._device = device
         self._buffer = buffer
         self._before: dict[int, tuple[Tensor, float]] = {}
-        self._active: dict[int, Tensor] = {}
         self._signs: dict[int, Tensor] = {}
         self._samples: dict[int, Tensor] = {}
 
-    def output_reader(self, column: int) -> Callable[[Tensor], None]:
+    def output_reader(self, column: int) -> Reader:
         """Make what takes the statistics of an output of a module."""
 
         def read(tensor: Tensor) -> None:
@@ -188,13 +192,30 @@ class DeviceMeter:
 
         return read
 
-    def gradient_reader(self, column: int, seen: bytearray) -> GradientReader:
-        """Make what takes the gradient with respect to an output, for the node that made it."""
+    def gradient_reader(self, column: int, seen: bytearray) -> Reader:
+        """Make what takes the gradient with respect to an output, and marks that it was seen."""
 
-        def read(gradients: tuple[Tensor | None, ...]) -> None:
-            if gradients[0] is not None:
-                seen[column] = 1
-                self._norm(column, statistics.elements(gradients[0]))
+        def read(gradient: Tensor) -> None:
+            seen[column] = 1
+            self._norm(column, statistics.elements(gradient))
+
+        return read
+
+    def units_reader(self, column: int, dim: int) -> Reader:
+        """Make what takes the share of units along a dimension that never gave but zero."""
+        ever: Tensor | None = None
+
+        def read(tensor: Tensor) -> None:
+            nonlocal ever
+            if not tensor.numel():
+                return
+            others = [d for d in range(tensor.dim()) if d != dim]
+            active = torch.linalg.vector_norm(tensor.detach(), torch.inf, others) != 0
+            if ever is not None and ever.shape == active.shape:
+                active |= ever
+            ever = active
+            dead = self._buffer.cell(self._device, column, "dead")
+            dead.copy_(1 - active.float().mean())
 
         return read
 
@@ -238,16 +259,6 @@ class DeviceMeter:
         change = statistics.norms(list(torch._foreach_sub(after, before)))
         self._put_scaled("update", columns, change, shares)
 
-    def dead_units(self, column: int, tensor: Tensor, dim: int) -> None:
-        """Take the share of units along a dimension that never had an output but zero."""
-        others = [d for d in range(tensor.dim()) if d != dim]
-        active = torch.linalg.vector_norm(tensor.detach(), torch.inf, others) != 0
-        ever = self._active.get(column)
-        if ever is not None and ever.shape == active.shape:
-            active |= ever
-        self._active[column] = active
-        self._buffer.cell(self._device, column, "dead").copy_(1 - active.float().mean())
-
     def end(self) -> None:
         """Count the samples of outputs and of the gradients at them."""
         for name, samples, shares in (
@@ -271,9 +282,7 @@ class DeviceMeter:
             self._samples[column] = statistics.sample(vector).clone()
 
 
-def _not_empty(
-    columns: list[int], tensors: list[Tensor]
-) -> tuple[list[int], list[Tensor]]:
+def _not_empty(columns: list[int], tensors: list[Tensor]) -> tuple[list[int], list[Tensor]]:
     vectors = {c: statistics.elements(t) for c, t in zip(columns, tensors, strict=True)}
     kept = {c: v for c, v in vectors.items() if v.numel()}
     return list(kept), list(kept.values())

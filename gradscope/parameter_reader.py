@@ -103,7 +103,9 @@ class ParameterReader:
     def _give_column(self, watched: _Watched) -> None:
         module, _, last = watched.name.rpartition(".")
         shape = tuple(watched.parameter.shape)
-        watched.column = self._buffer.column(RecordedTensor("weight", module, last, -1, shape=shape))
+        watched.column = self._buffer.column(
+            RecordedTensor("weight", module, last, -1, shape=shape)
+        )
 
     def _grads(self, optimizer: Optimizer | None) -> list[tuple[_Watched, Tensor]]:
         """Gradients of what an optimizer steps, and of what no optimizer does."""

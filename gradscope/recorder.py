@@ -48,6 +48,7 @@ def watch(
     *,
     every: int = DEFAULT_EVERY,
     activations: bool = True,
+    norms_only: bool = False,
     histograms: bool = False,
     scaler: torch.amp.GradScaler | None = None,
     max_steps: int = 512,
@@ -60,6 +61,8 @@ def watch(
         every: record every so many steps, beginning with the first; by default so few that the
             step is no more than one per cent slower on average.
         activations: record module outputs and their gradients too, not only parameter gradients.
+        norms_only: leave out what needs more than one look at each gradient and output: weights and
+            their updates, dead and saturated units.
         histograms: count log2|g| of each parameter gradient in bins of one power of two.
         scaler: the GradScaler, if there is one, so that skipped steps are known and gradients of
             activations are unscaled. Parameter gradients are unscaled without it.
@@ -108,6 +111,7 @@ def watch(
         optimizers,
         StatisticsBuffer(every, max_steps, histograms=histograms),
         activations=activations,
+        norms_only=norms_only,
         scaler=scaler,
     )
 
@@ -122,6 +126,7 @@ class Scope:
         buffer: StatisticsBuffer,
         *,
         activations: bool,
+        norms_only: bool,
         scaler: torch.amp.GradScaler | None,
     ) -> None:
         self.epoch = 0
@@ -132,6 +137,7 @@ class Scope:
         self._optimizers = optimizers
         self._buffer = buffer
         self._activations = activations
+        self._norms_only = norms_only
         self._scaler = _ScalerView(scaler, buffer)
         self._meters = Meters(buffer)
         self._parameters = ParameterReader(model, optimizers, buffer, self._meters)
@@ -139,6 +145,7 @@ class Scope:
             model,
             buffer,
             self._meters,
+            norms_only=norms_only,
             after_backward=self._after_backward,
             on_another_pass=self._on_another_pass,
         )
@@ -281,7 +288,8 @@ class Scope:
         scale = self._scaler.left_to(optimizer)
         if not closure:
             self._parameters.measure(optimizer, scale)
-        self._parameters.remember_weights(optimizer)
+        if not self._norms_only:
+            self._parameters.remember_weights(optimizer)
         self._measured = not closure
 
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -289,7 +297,8 @@ class Scope:
         if self._recording:
             if not self._measured:
                 self._parameters.measure(optimizer)
-            self._parameters.measure_update(optimizer)
+            if not self._norms_only:
+                self._parameters.measure_update(optimizer)
         self._stepped.add(id(optimizer))
         if len(self._stepped) == len(self._optimizers):
             self._end_step()

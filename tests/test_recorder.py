@@ -17,8 +17,16 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import gradscope
+from gradscope import meters
 from gradscope.errors import RecorderError
 from gradscope.recorder import GradscopeWarning
+
+
+@pytest.fixture(autouse=True, params=["kernels", "torch"])
+def _both_meters(request, monkeypatch):
+    """Everything holds with the compiled kernels and with what a GPU runs."""
+    if request.param == "torch":
+        monkeypatch.setattr(meters, "kernels", None)
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -175,6 +183,25 @@ def test_a_unit_is_dead_only_while_it_never_was_active():
             model(torch.tensor(batch)).sum().backward()
             scope.step()
     assert recorded(scope, "activation", "0", "dead_fraction") == [1.0, 0.5, 0.5]
+
+
+def test_norms_only_leaves_out_the_rest():
+    """Norms and their gradients as ever; no weights, updates, dead and saturated units."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    tables = []
+    for norms_only in (False, True):
+        twin = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+        with gradscope.watch(twin, optimizer, every=1, norms_only=norms_only) as scope:
+            step(twin, optimizer, torch.ones(2, 3))
+        tables.append(table(scope))
+    whole, norms = tables
+    assert norms.norm.tolist() == whole.norm.tolist()
+    assert norms.kind.tolist() == whole.kind.tolist()
+    left_out = ["weight_norm", "update_ratio", "saturated_fraction", "dead_fraction"]
+    assert norms[left_out].isna().all().all()
+    assert whole[left_out].notna().any().all()
 
 
 def test_saturation_of_tanh():
