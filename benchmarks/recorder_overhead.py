@@ -6,21 +6,24 @@
 
 Each round times the bare step and the step with one recorder right after one another and takes
 their ratio; the table shows the median of the ratios with the quartiles. Where the machine's noise
-hides the difference, `own` tells the time spent inside the recorder's own code in the very same
-steps, as a share of the bare step. `floor` is one read of all gradients at the memory bandwidth
-measured in the same run. Peers that are not installed are left out and named.
+hides the difference, `own` tells the time spent inside the recorder's own code in further steps, as
+a share of the bare step. `floor` is one read of all gradients at the memory bandwidth measured in
+the same run. `memory` is what a scope that records everything holds after 70 recorded steps, found
+by walking its objects. Peers that are not installed are left out and named.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import os
 import statistics
 import sys
 import tempfile
 import time
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -249,6 +252,32 @@ def bandwidth() -> float:
     return block.numel() * 4 / best
 
 
+def memory(load: Workload) -> tuple[int, int]:
+    """Bytes that all tensors and all other objects hold that only the recorder refers to."""
+    with gradscope.watch(load.model, load.optimizer, every=1) as scope:
+        for _ in range(70):
+            load.step()
+        seen = {id(p) for p in load.model.parameters()}
+        apart = (type, types.ModuleType, nn.Module, torch.optim.Optimizer)
+        waiting: list[object] = [scope]
+        tensors = others = 0
+        while waiting:
+            held = waiting.pop()
+            if id(held) in seen or isinstance(held, apart):
+                continue
+            seen.add(id(held))
+            if isinstance(held, Tensor):
+                storage = held.untyped_storage()
+                tensors += 0 if storage.data_ptr() in seen else storage.nbytes()
+                seen.add(storage.data_ptr())
+            elif isinstance(held, types.FunctionType):
+                waiting += [cell.cell_contents for cell in held.__closure__ or ()]
+            else:
+                others += sys.getsizeof(held)
+                waiting += gc.get_referents(held)
+    return tensors, others
+
+
 def measure(
     load: Workload, attach: Attach, rounds: int, steps: int, *, ours: bool
 ) -> dict[str, float]:
@@ -335,6 +364,12 @@ def main() -> None:
                 f"{row['own']:.1%}" if row["own"] == row["own"] else "",
             )
         console.print(table)
+        tensors, others = memory(load)
+        n = sum(1 for _ in load.model.parameters())
+        console.print(
+            f"memory: {tensors / 1e6:.2f} MB in tensors, {others / 1e6:.2f} MB in other objects; "
+            f"{(tensors + others) / n / 1e3:.0f} KB for each of {n} parameters"
+        )
         missing = [r for r in options.recorder if r not in rows]
         if missing:
             console.print(f"left out, not installed: {', '.join(missing)}")

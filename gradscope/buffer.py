@@ -183,7 +183,7 @@ class StatisticsBuffer:
             return
         copies: list[tuple[Tensor, object]] = []
         for device, area in self._areas.items():
-            full = area.ring[: len(self._waiting)]
+            full = area.ring[: len(self._waiting), : len(self.columns) + 1]
             if device.type == "cuda":
                 host = torch.empty(full.shape, pin_memory=True)
                 host.copy_(full, non_blocking=True)

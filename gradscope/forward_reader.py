@@ -47,11 +47,15 @@ class _Output:
     column: int
     gradient_column: int
     device: torch.device
+    parts: int
+    """Real numbers in each element: 2 where they are complex."""
     read: Reader
     read_gradient: Reader
     read_units: Reader | None
     """Only of activations."""
     bounds: tuple[float, float] | None
+    numel: int = 0
+    """Real numbers in the output of this step, and in the gradient with respect to it."""
     hooked: bool = False
     """Whether its gradient is awaited in this step."""
 
@@ -125,7 +129,7 @@ class ForwardReader:
         for known in self._modules.values():
             for output in known.outputs.values():
                 if self._seen_gradients[output.gradient_column]:
-                    self.numel[output.gradient_column] = self.numel[output.column]
+                    self.numel[output.gradient_column] = output.numel
                     self.gradients.add(output.gradient_column)
 
     def truncated_notes(self) -> list[str]:
@@ -226,7 +230,7 @@ class ForwardReader:
 
     def _measure(self, output: _Output, tensor: Tensor) -> None:
         output.read(tensor)
-        self.numel[output.column] = statistics.numel(tensor)
+        output.numel = self.numel[output.column] = tensor.numel() * output.parts
         if output.read_units is not None:
             output.read_units(tensor)
         if output.bounds is not None:
@@ -256,6 +260,7 @@ class ForwardReader:
             column,
             gradient,
             tensor.device,
+            2 if tensor.is_complex() else 1,
             meter.output_reader(column),
             meter.gradient_reader(gradient, self._seen_gradients),
             units,

@@ -126,26 +126,31 @@ class ParameterReader:
     def _summarise(
         self, grads: list[tuple[_Watched, Tensor]], scale: Tensor | None, *, unclipped: bool
     ) -> None:
+        sparse = []
+        groups: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
         for watched, grad in grads:
+            parameter, column = watched.parameter, watched.column
             watched.measured = (id(grad), grad._version)
-            self.numel[watched.column] = statistics.numel(watched.parameter)
+            self.numel[column] = statistics.numel(parameter)
+            columns, tensors = groups.setdefault(parameter.device, ([], []))
+            columns.append(column)
+            tensors.append(grad)
             if type(grad) is not Tensor and hasattr(grad, "device_mesh"):
-                self._sharded[watched.column] = grad
-        of = {watched.column: grad for watched, grad in grads}
-        for device, mine in _by_device(watched for watched, _ in grads):
-            columns = [watched.column for watched in mine]
-            meter, tensors = self._meters.of(device), [of[c] for c in columns]
-            meter.parameter_gradients(columns, tensors, unclipped=unclipped)
+                self._sharded[column] = grad
+            if grad.is_sparse:
+                sparse.append((column, grad))
+        for device, (columns, tensors) in groups.items():
+            self._meters.of(device).parameter_gradients(columns, tensors, unclipped=unclipped)
             scaled = ("norm", "abs_max", "unclipped") if unclipped else ("norm", "abs_max")
             for name in scaled if scale is not None else ():
                 found = self._buffer.get(device, name, columns)
                 self._buffer.put(device, name, columns, _unscaled(found, scale))
-        for column, grad in of.items():
-            if grad.is_sparse:
-                self._count_what_is_not_stored(column, grad)
             if self._buffer.histograms:
-                counts = statistics.log2_histogram(statistics.sample(grad))
-                self._buffer.put_histogram(column, counts)
+                for column, grad in zip(columns, tensors, strict=True):
+                    counts = statistics.log2_histogram(statistics.sample(grad))
+                    self._buffer.put_histogram(column, counts)
+        for column, grad in sparse:
+            self._count_what_is_not_stored(column, grad)
         if len(self.ever) < len(self._watched):
             self.ever.update(watched.name for watched, _ in grads)
 
