@@ -38,7 +38,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import gradscope
-from gradscope import forward_reader, recorder
+from gradscope import forward_reader, meters, recorder
 from gradscope.models import ModelConfig, build
 from gradscope.recorder import DEFAULT_EVERY
 
@@ -214,16 +214,15 @@ class OwnTime:
         self._originals = [(owner, name, getattr(owner, name)) for owner, name in self.ENTRIES]
         for owner, name, original in self._originals:
             setattr(owner, name, self._timed(original))
-        self._on_gradient = forward_reader._on_gradient
-        forward_reader._on_gradient = lambda tensor, take: self._on_gradient(
-            tensor, self._timed(take)
-        )
+        for meter in (meters.HostMeter, meters.DeviceMeter):  # made once, called for each gradient
+            make = meter.gradient_reader
+            self._originals.append((meter, "gradient_reader", make))
+            meter.gradient_reader = lambda *args, make=make: self._timed(make(*args))
         return self
 
     def __exit__(self, *error: object) -> None:
         for owner, name, original in self._originals:
             setattr(owner, name, original)
-        forward_reader._on_gradient = self._on_gradient
 
     def _timed(self, function: Callable[..., object]) -> Callable[..., object]:
         def timed(*args: object, **kwargs: object) -> object:

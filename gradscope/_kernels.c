@@ -37,7 +37,7 @@ enum { BYTES_PER_THREAD = 1 << 16 };
 static const size_t size_of[DTYPES] = {4, 8, 2};
 
 typedef struct {
-    double squares; /* of the elements divided by `unit` */
+    double squares;
     double largest; /* magnitude; NaN if there is one */
     int64_t zeros;
     int64_t nonfinite;
@@ -250,7 +250,7 @@ static int any_nonzero(const char *data, int64_t bytes, enum dtype dtype) {
 /* Python's side */
 
 static PyObject *plain_types[2], *codes; /* Tensor and Parameter; dtype -> enum dtype */
-static PyObject *name_dtype, *name_data_ptr, *name_numel, *name_is_contiguous, *name_size,
+static PyObject *name_dtype, *name_is_cpu, *name_data_ptr, *name_numel, *name_is_contiguous, *name_size,
     *name_stride;
 
 typedef struct {
@@ -281,16 +281,19 @@ static int read_tensor(PyObject *tensor, vector *read) {
     if (!code)
         return PyErr_Occurred() ? -1 : 0;
     read->dtype = (enum dtype)PyLong_AsLong(code);
-    int64_t contiguous = ask(tensor, name_is_contiguous, NULL);
-    if (contiguous != 1)
-        return (int)contiguous;
-    read->data = (void *)(intptr_t)ask(tensor, name_data_ptr, NULL);
-    read->numel = ask(tensor, name_numel, NULL);
-    if (!PyErr_Occurred())
-        return read->data || !read->numel;
-    if (!PyErr_ExceptionMatches(PyExc_RuntimeError))
+    PyObject *is_cpu = PyObject_GetAttr(tensor, name_is_cpu);
+    Py_XDECREF(is_cpu);
+    if (is_cpu != Py_True)
+        return is_cpu ? 0 : -1;
+    if (ask(tensor, name_is_contiguous, NULL) == 1) {
+        read->data = (void *)(intptr_t)ask(tensor, name_data_ptr, NULL);
+        read->numel = ask(tensor, name_numel, NULL);
+        if (!PyErr_Occurred())
+            return read->data || !read->numel;
+    }
+    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_RuntimeError))
         return -1;
-    PyErr_Clear(); /* a tensor without memory, as in torch.func's transforms */
+    PyErr_Clear(); /* sparse, or without memory as in torch.func's transforms */
     return 0;
 }
 
@@ -326,7 +329,8 @@ static int expect(Py_ssize_t given, Py_ssize_t wanted) {
     return given == wanted;
 }
 
-/* Call `use` for every tensor of a list; the indices of those that must be converted. */
+/* Call `use` for every tensor of a list; the indices of those that it did not read, because they
+ * must be converted or do not fit. `use` answers as read_tensor does. */
 typedef int (*use)(const vector *, Py_ssize_t index, void *context);
 
 static PyObject *for_each(PyObject *tensors, use function, void *context) {
@@ -335,8 +339,8 @@ static PyObject *for_each(PyObject *tensors, use function, void *context) {
     for (Py_ssize_t i = 0; i < n; i++) {
         vector read;
         int known = read_tensor(PyList_GetItem(tensors, i), &read);
-        if (known == 1 && !function(&read, i, context))
-            known = -1;
+        if (known == 1)
+            known = function(&read, i, context);
         if (known == 0) {
             PyObject *index = PyLong_FromSsize_t(i);
             if (!index || PyList_Append(left, index) < 0)
@@ -365,7 +369,7 @@ static int measure_one(const vector *read, Py_ssize_t i, void *context) {
     const places *where = context;
     int64_t offset;
     if (!offset_at(where, i, &offset))
-        return 0;
+        return -1;
     measure(read, cell(where->base, offset), where->wanted);
     return 1;
 }
@@ -415,15 +419,24 @@ static PyObject *py_measure_gradient(PyObject *self, PyObject *const *args, Py_s
     Py_RETURN_NONE;
 }
 
-/* A sample is a tuple: length, distance and number of its runs, and the address of their copy. */
-static int sample_at(const places *where, Py_ssize_t i, int64_t *sample) {
+/* Length, distance and number of the runs of a sample, the address of their copy, and for how many
+ * elements of which dtype there is room. */
+typedef struct {
+    int64_t length, stride, runs, copy, numel, dtype;
+} sample;
+
+static int sample_at(const places *where, Py_ssize_t i, const vector *read, sample *found) {
     PyObject *item = PyList_GetItem(where->samples, i);
-    for (Py_ssize_t j = 0; item && j < 4; j++) {
+    int64_t values[6];
+    for (Py_ssize_t j = 0; item && j < 6; j++) {
         PyObject *number = PyTuple_GetItem(item, j);
-        if (!number || !integers(&number, 1, sample + j))
-            return 0;
+        if (!number || !integers(&number, 1, values + j))
+            return -1;
     }
-    return item != NULL;
+    if (!item)
+        return -1;
+    memcpy(found, values, sizeof *found);
+    return found->numel == read->numel && found->dtype == (int64_t)read->dtype;
 }
 
 /* A root of a sum of squares over a sample, scaled up to all elements. */
@@ -433,14 +446,16 @@ static float scaled_up(double norm, int64_t numel, int64_t sampled) {
 
 static int remember_one(const vector *read, Py_ssize_t i, void *context) {
     const places *where = context;
-    int64_t sample[4], offset, size = (int64_t)size_of[read->dtype];
-    if (!offset_at(where, i, &offset) || !sample_at(where, i, sample))
-        return 0;
-    char *copy = (char *)(intptr_t)sample[3];
-    for (int64_t run = 0; run < sample[2]; run++)
-        memcpy(copy + run * sample[0] * size, (char *)read->data + run * sample[1] * size,
-               (size_t)(sample[0] * size));
-    int64_t sampled = sample[0] * sample[2];
+    int64_t offset, size = (int64_t)size_of[read->dtype];
+    sample of;
+    int fits = sample_at(where, i, read, &of);
+    if (fits != 1 || !offset_at(where, i, &offset))
+        return fits == 1 ? -1 : fits;
+    char *copy = (char *)(intptr_t)of.copy;
+    for (int64_t run = 0; run < of.runs; run++)
+        memcpy(copy + run * of.length * size, (char *)read->data + run * of.stride * size,
+               (size_t)(of.length * size));
+    int64_t sampled = of.length * of.runs;
     if (sampled) {
         summary found;
         summary_of[read->dtype](copy, sampled, &found);
@@ -466,15 +481,17 @@ static PyObject *py_remember(PyObject *self, PyObject *const *args, Py_ssize_t g
 
 static int change_one(const vector *read, Py_ssize_t i, void *context) {
     const places *where = context;
-    int64_t sample[4], offset, size = (int64_t)size_of[read->dtype];
-    if (!offset_at(where, i, &offset) || !sample_at(where, i, sample))
-        return 0;
-    int64_t length = sample[0], sampled = length * sample[2];
-    const char *copy = (char *)(intptr_t)sample[3];
+    int64_t offset, size = (int64_t)size_of[read->dtype];
+    sample of;
+    int fits = sample_at(where, i, read, &of);
+    if (fits != 1 || !offset_at(where, i, &offset))
+        return fits == 1 ? -1 : fits;
+    const char *copy = (char *)(intptr_t)of.copy;
     double squares = 0;
-    for (int64_t run = 0; run < sample[2]; run++)
-        squares += squares_of[read->dtype]((char *)read->data + run * sample[1] * size,
-                                           copy + run * length * size, length);
+    for (int64_t run = 0; run < of.runs; run++)
+        squares += squares_of[read->dtype]((char *)read->data + run * of.stride * size,
+                                           copy + run * of.length * size, of.length);
+    int64_t sampled = of.length * of.runs;
     if (sampled)
         *cell(where->base, offset) = scaled_up(sqrt(squares), read->numel, sampled);
     return 1;
@@ -563,6 +580,7 @@ static PyMethodDef methods[] = {
 static int execute(PyObject *module) {
     (void)module;
     name_dtype = PyUnicode_InternFromString("dtype");
+    name_is_cpu = PyUnicode_InternFromString("is_cpu");
     name_data_ptr = PyUnicode_InternFromString("data_ptr");
     name_numel = PyUnicode_InternFromString("numel");
     name_is_contiguous = PyUnicode_InternFromString("is_contiguous");

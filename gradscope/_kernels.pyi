@@ -1,6 +1,9 @@
 from collections.abc import Callable
+from typing import TypeAlias
 
 from torch import Tensor, dtype
+
+Sample: TypeAlias = tuple[int, int, int, int, int, int]
 
 def configure(tensor: type, parameter: type, codes: dict[dtype, int], /) -> None: ...
 def measure(tensors: list[Tensor], offsets: list[int], base: int, wanted: int, /) -> list[int]: ...
@@ -19,14 +22,14 @@ def measure_gradient(
 ) -> None: ...
 def remember(
     tensors: list[Tensor],
-    samples: list[tuple[int, int, int, int]],
+    samples: list[Sample],
     offsets: list[int],
     base: int,
     /,
 ) -> list[int]: ...
 def change(
     tensors: list[Tensor],
-    samples: list[tuple[int, int, int, int]],
+    samples: list[Sample],
     offsets: list[int],
     base: int,
     /,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -58,22 +58,29 @@ class _Row:
     histogram: Tensor | None = None
 
 
-@dataclass(slots=True)
-class _Area:
-    """Scratch and ring on one device."""
+class Area:
+    """The cells of one device and the ring of rows that wait there."""
 
-    device: torch.device
-    capacity: int
-    base: Tensor
-    """int64, one element in main memory: the address of the scratch area."""
-    scratch: Tensor = field(init=False)
-    ring: Tensor = field(init=False)
+    def __init__(self, device: torch.device) -> None:
+        self.capacity = 0
+        """Columns that there is room for."""
+        self.scratch = torch.empty((0, len(RAW)), device=device)
+        self.ring = torch.empty((RING, 0, len(RAW)), device=device)
+        self._address = torch.zeros(1, dtype=torch.int64)
 
-    def __post_init__(self) -> None:
-        shape = (self.capacity, len(RAW))
-        self.scratch = torch.full(shape, torch.nan, device=self.device)
-        self.ring = torch.empty((RING, *shape), device=self.device)
-        self.base.fill_(self.scratch.data_ptr())
+    @property
+    def base(self) -> int:
+        """Where the address of the cells stands in main memory; it stays when they move."""
+        return self._address.data_ptr()
+
+    def grow(self, capacity: int) -> None:
+        """Make room for more columns; what was written stays."""
+        shape, known = (capacity, len(RAW)), self.capacity
+        scratch = torch.full(shape, torch.nan, device=self.scratch.device)
+        ring = torch.empty((RING, *shape), device=self.scratch.device)
+        scratch[:known], ring[:, :known] = self.scratch, self.ring
+        self.scratch, self.ring, self.capacity = scratch, ring, capacity
+        self._address.fill_(scratch.data_ptr())
 
 
 class StatisticsBuffer:
@@ -85,7 +92,7 @@ class StatisticsBuffer:
         self.histograms = histograms
         self._max_steps = max_steps
         self._index: dict[tuple[str, str, str, int, int], int] = {}
-        self._areas: dict[torch.device, _Area] = {}
+        self._areas: dict[torch.device, Area] = {}
         self._rows: list[_Row] = []
         self._waiting: list[_Row] = []
         self._in_flight: list[tuple[list[_Row], list[tuple[Tensor, object]]]] = []
@@ -111,12 +118,12 @@ class StatisticsBuffer:
         """One 0-d float32 cell, a view to be written by kernels."""
         return self._area(device, column).scratch[column, _PLACE[name]]
 
-    def base(self, device: torch.device, column: int) -> int:
-        """Where the address of a device's cells stands in main memory; it stays when they move.
+    def area(self, device: torch.device, column: int) -> Area:
+        """The cells of a device, with room up to a column and for all columns made so far.
 
-        There is room up to `column`, and for all columns made so far.
+        Who writes to addresses in it must hold on to it.
         """
-        return self._area(device, max(column, len(self.columns))).base.data_ptr()
+        return self._area(device, max(column, len(self.columns)))
 
     @staticmethod
     def offset(column: int, name: str = "norm") -> int:
@@ -208,16 +215,12 @@ class StatisticsBuffer:
         self._constants.clear()
         self._histogram = None
 
-    def _area(self, device: torch.device, column: int) -> _Area:
+    def _area(self, device: torch.device, column: int) -> Area:
         area = self._areas.get(device)
-        if area is None or area.capacity <= column:
-            capacity = max(2 * column, 2 * len(self.columns), 64)
-            base = torch.zeros(1, dtype=torch.int64) if area is None else area.base
-            grown = _Area(device, capacity, base)
-            if area is not None:
-                grown.scratch[: area.capacity] = area.scratch
-                grown.ring[:, : area.capacity] = area.ring
-            self._areas[device] = area = grown
+        if area is None:
+            area = self._areas[device] = Area(device)
+        if area.capacity <= column:
+            area.grow(max(2 * column, 2 * len(self.columns), 64))
         return area
 
     def _on_device(self, device: torch.device, columns: Sequence[int]) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gradscope import statistics
-from gradscope.buffer import StatisticsBuffer
+from gradscope.buffer import Area, StatisticsBuffer
 
 try:
     from gradscope import _kernels as kernels
@@ -62,8 +62,7 @@ class HostMeter:
     def __init__(self, device: torch.device, buffer: StatisticsBuffer) -> None:
         self._device = device
         self._buffer = buffer
-        self._room = -1
-        self._base = 0
+        self._area: Area | None = None
         self._samples: dict[int, _Sample] = {}
 
     def output_reader(self, column: int) -> Reader:
@@ -79,8 +78,7 @@ class HostMeter:
 
     def units_reader(self, column: int, dim: int) -> Reader:
         """Make what takes the share of units along a dimension that never gave but zero."""
-        self._reserve(column)
-        base, offset, active = self._base, self._buffer.offset(column, "dead"), bytearray()
+        area, offset, active = self._cells(column), self._buffer.offset(column, "dead"), bytearray()
 
         def convert(tensor: Tensor) -> None:
             tensor = statistics.local(tensor)
@@ -88,27 +86,27 @@ class HostMeter:
             order = sorted(range(tensor.dim()), key=lambda d: (-strides[d], d))
             dense = tensor.permute(order).contiguous()  # of channels_last no copy is made
             dense = dense if dense.dtype in _CODES else dense.float()
-            kernels.dead_units(base, offset, order.index(dim), active, _cannot_read, dense)
+            kernels.dead_units(area.base, offset, order.index(dim), active, _cannot_read, dense)
 
-        return functools.partial(kernels.dead_units, base, offset, dim, active, convert)
+        return functools.partial(kernels.dead_units, area.base, offset, dim, active, convert)
 
     def parameter_gradients(
         self, columns: list[int], tensors: list[Tensor], *, unclipped: bool
     ) -> None:
         """Take what is recorded of the gradients of parameters; `unclipped`: nobody clipped yet."""
-        self._reserve(max(columns))
-        offsets = [self._buffer.offset(c) for c in columns]
+        base, offsets = self._cells(max(columns)).base, [self._buffer.offset(c) for c in columns]
         wanted = _UNCLIPPED if unclipped else _ALL
-        for i in kernels.measure(tensors, offsets, self._base, wanted):
-            kernels.measure([_converted(tensors[i])], [offsets[i]], self._base, wanted)
+        for i in kernels.measure(tensors, offsets, base, wanted):
+            kernels.measure([_converted(tensors[i])], [offsets[i]], base, wanted)
 
     def weights(self, columns: list[int], tensors: list[Tensor]) -> None:
         """Remember samples of the weights to compare with after the step, and take their norms."""
         for column, tensor in zip(columns, tensors, strict=True):
-            sample = self._samples.get(column)
-            if sample is None or sample.made_for != (tensor.shape, tensor.dtype):
-                self._samples[column] = _Sample(tensor)
-        self._compare(kernels.remember, columns, tensors, "weight_norm")
+            if column not in self._samples:
+                self._samples[column] = _Sample(_converted(tensor))
+        for i, tensor in self._compare(kernels.remember, columns, tensors, "weight_norm"):
+            self._samples[columns[i]] = _Sample(tensor)  # it has another size or dtype now
+            self._compare(kernels.remember, [columns[i]], [tensor], "weight_norm")
 
     def updates(self, columns: list[int], tensors: list[Tensor]) -> None:
         """Take how far the step moved the weights that were remembered."""
@@ -118,27 +116,30 @@ class HostMeter:
         """Nothing was left to the end of the step."""
 
     def _one(self, column: int, wanted: int) -> tuple[int, int, int, Reader]:
-        """Arguments of a kernel that measures one tensor."""
-        self._reserve(column)
-        base, offset = self._base, self._buffer.offset(column)
+        """Arguments of a kernel that measures one tensor.
+
+        The last of them holds on to the cells, which a graph that outlives the scope still writes.
+        """
+        area, offset = self._cells(column), self._buffer.offset(column)
 
         def convert(tensor: Tensor) -> None:
-            kernels.measure([_converted(tensor)], [offset], base, wanted)
+            kernels.measure([_converted(tensor)], [offset], area.base, wanted)
 
-        return base, offset, wanted, convert
+        return area.base, offset, wanted, convert
 
     def _compare(
         self, kernel: Callable[..., list[int]], columns: list[int], tensors: list[Tensor], name: str
-    ) -> None:
-        self._reserve(max(columns))
-        samples = [self._samples[c].runs for c in columns]
+    ) -> list[tuple[int, Tensor]]:
+        """Run a kernel over samples; the tensors that do not fit theirs, with their indices."""
+        base, samples = self._cells(max(columns)).base, [self._samples[c].place for c in columns]
         offsets = [self._buffer.offset(c, name) for c in columns]
-        for i in kernel(tensors, samples, offsets, self._base):
-            kernel([_converted(tensors[i])], [samples[i]], [offsets[i]], self._base)
+        left = [(i, _converted(tensors[i])) for i in kernel(tensors, samples, offsets, base)]
+        return [(i, t) for i, t in left if kernel([t], [samples[i]], [offsets[i]], base)]
 
-    def _reserve(self, column: int) -> None:
-        if column > self._room:
-            self._base, self._room = self._buffer.base(self._device, column), column
+    def _cells(self, column: int) -> Area:
+        if self._area is None or self._area.capacity <= column:
+            self._area = self._buffer.area(self._device, column)
+        return self._area
 
 
 def _cannot_read(tensor: Tensor) -> None:
@@ -149,14 +150,14 @@ def _cannot_read(tensor: Tensor) -> None:
 class _Sample:
     """Room for the runs of one parameter that are compared with those after the step."""
 
-    __slots__ = ("_before", "made_for", "runs")
+    __slots__ = ("_before", "place")
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.made_for = (tensor.shape, tensor.dtype)
-        vector = _converted(tensor)
-        length, stride, n = statistics.runs_for(vector.numel())
+    def __init__(self, vector: Tensor) -> None:
+        numel = vector.numel()
+        length, stride, n = statistics.runs_for(numel)
         self._before = torch.empty(length * n, dtype=vector.dtype)
-        self.runs = (length, stride, n, self._before.data_ptr())
+        address, code = self._before.data_ptr(), _CODES[vector.dtype]
+        self.place = (length, stride, n, address, numel, code)
 
 
 def _converted(tensor: Tensor) -> Tensor:

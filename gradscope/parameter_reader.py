@@ -78,7 +78,8 @@ class ParameterReader:
         """
         grads = self._grads(optimizer)
         changed = [(w, g) for w, g in grads if w.measured != (id(g), g._version)]
-        self._summarise(changed, scale, unclipped=False)
+        if changed:
+            self._summarise(changed, scale, unclipped=False)
 
     def remember_weights(self, optimizer: Optimizer) -> None:
         """Before the step: norms of the weights, and a sample of each to compare with after it."""

@@ -37,8 +37,8 @@ SAMPLE_LIMIT = 4096
 """Most elements of one tensor that are counted; the standard error of a share p is
 sqrt(p (1 - p) / 4096), at most 0.8 percentage points."""
 
-UPDATE_LIMIT = 16384
-"""Most elements of one parameter whose change is measured: 64 KiB a parameter. Updates differ more
+UPDATE_LIMIT = 8192
+"""Most elements of one parameter whose change is measured: 32 KiB a parameter. Updates differ more
 from element to element than signs do."""
 
 RUN = 16

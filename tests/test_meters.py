@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -169,6 +171,17 @@ def test_weights_and_updates(kind, dtype, numel):
     assert found == pytest.approx(expected, rel=error)
 
 
+def test_a_parameter_may_change_its_size_and_dtype():
+    """A sample that no longer fits is taken anew; a change in between is not compared."""
+    meter, buffer, (column,) = made(meters.HostMeter)
+    meter.weights([column], [torch.ones(4)])
+    meter.updates([column], [torch.ones(900)])
+    assert math.isnan(read(buffer, column, "update")[0])
+    meter.weights([column], [torch.full((400,), 2.0, dtype=torch.float64)])
+    meter.updates([column], [torch.full((400,), 2.5, dtype=torch.float64)])
+    assert read(buffer, column, "weight_norm", "update") == [40.0, 10.0]
+
+
 def test_the_same_sample_for_both_meters():
     """Estimates from samples do not depend on who takes them."""
     weight = torch.randn(100, 2000) * torch.linspace(0.1, 3, 2000)
@@ -190,6 +203,25 @@ def test_cells_stay_valid_when_the_buffer_grows():
     reader(torch.full((9,), 1.0))
     assert read(buffer, column, "norm") == [3.0]
     assert read(buffer, last, "norm") == [4.0]
+
+
+def test_a_graph_may_outlive_the_recording():
+    """What a graph calls in its backward pass holds on to the memory that it writes."""
+    meter, buffer, (column,) = made(meters.HostMeter)
+    readers = [
+        meter.output_reader(column),
+        meter.gradient_reader(column, bytearray(column + 1)),
+        meter.units_reader(column, 0),
+    ]
+    area = weakref.ref(buffer.area(CPU, column))
+    buffer.release()
+    del meter, buffer
+    for left in (3, 2, 1):
+        gc.collect()
+        assert area() is not None, f"{left} readers write to memory that is gone"
+        readers.pop()(torch.ones(3, 3))
+    gc.collect()
+    assert area() is None
 
 
 class Refuse(TorchDispatchMode):
