@@ -33,7 +33,7 @@ from gradscope.structure import Structure
 from gradscope.trace import RecordedStep, RecordedTensor, Trace
 
 DEFAULT_EVERY = 50
-"""A recorded step costs up to a third more on a CPU at a small batch; one in fifty is no matter."""
+"""A recorded step costs up to a tenth more on a CPU at a small batch; one in fifty is no matter."""
 
 _WATCHED: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Scope]] = weakref.WeakKeyDictionary()
 
