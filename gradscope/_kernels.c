@@ -250,8 +250,11 @@ static int any_nonzero(const char *data, int64_t bytes, enum dtype dtype) {
 /* Python's side */
 
 static PyObject *plain_types[2], *codes; /* Tensor and Parameter; dtype -> enum dtype */
-static PyObject *name_dtype, *name_is_cpu, *name_data_ptr, *name_numel, *name_is_contiguous, *name_size,
-    *name_stride;
+
+#define ATTRIBUTES(EACH)                                                                             \
+    EACH(dtype) EACH(is_cpu) EACH(data_ptr) EACH(numel) EACH(is_contiguous) EACH(size) EACH(stride)
+#define DECLARE(attribute) static PyObject *name_##attribute;
+ATTRIBUTES(DECLARE)
 
 typedef struct {
     void *data;
@@ -399,24 +402,16 @@ static PyObject *py_measure_output(PyObject *self, PyObject *const *args, Py_ssi
 }
 
 static PyObject *py_measure_gradient(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    (void)self;
-    int64_t v[4];
-    vector read;
-    if (!expect(given, 7) || !integers(args, 4, v))
+    int64_t column;
+    if (!expect(given, 7) || !integers(args + 1, 1, &column))
         return NULL;
-    char *seen = PyByteArray_AsString(args[4]);
-    if (!seen || v[3] >= PyByteArray_Size(args[4])) {
+    char *seen = PyByteArray_AsString(args[0]);
+    if (!seen || column >= PyByteArray_Size(args[0])) {
         PyErr_SetString(PyExc_IndexError, "no mark for this column");
         return NULL;
     }
-    seen[v[3]] = 1;
-    int known = read_tensor(args[6], &read);
-    if (known == 0)
-        return PyObject_CallFunctionObjArgs(args[5], args[6], NULL);
-    if (known < 0)
-        return NULL;
-    measure(&read, cell(v[0], v[1]), v[2]);
-    Py_RETURN_NONE;
+    seen[column] = 1;
+    return py_measure_output(self, args + 2, given - 2);
 }
 
 /* Length, distance and number of the runs of a sample, the address of their copy, and for how many
@@ -425,7 +420,9 @@ typedef struct {
     int64_t length, stride, runs, copy, numel, dtype;
 } sample;
 
-static int sample_at(const places *where, Py_ssize_t i, const vector *read, sample *found) {
+/* The sample of a tensor and the offset of its cell; answers as read_tensor does. */
+static int sample_at(const places *where, Py_ssize_t i, const vector *read, sample *found,
+                     int64_t *offset) {
     PyObject *item = PyList_GetItem(where->samples, i);
     int64_t values[6];
     for (Py_ssize_t j = 0; item && j < 6; j++) {
@@ -433,7 +430,7 @@ static int sample_at(const places *where, Py_ssize_t i, const vector *read, samp
         if (!number || !integers(&number, 1, values + j))
             return -1;
     }
-    if (!item)
+    if (!item || !offset_at(where, i, offset))
         return -1;
     memcpy(found, values, sizeof *found);
     return found->numel == read->numel && found->dtype == (int64_t)read->dtype;
@@ -448,9 +445,9 @@ static int remember_one(const vector *read, Py_ssize_t i, void *context) {
     const places *where = context;
     int64_t offset, size = (int64_t)size_of[read->dtype];
     sample of;
-    int fits = sample_at(where, i, read, &of);
-    if (fits != 1 || !offset_at(where, i, &offset))
-        return fits == 1 ? -1 : fits;
+    int fits = sample_at(where, i, read, &of, &offset);
+    if (fits != 1)
+        return fits;
     char *copy = (char *)(intptr_t)of.copy;
     for (int64_t run = 0; run < of.runs; run++)
         memcpy(copy + run * of.length * size, (char *)read->data + run * of.stride * size,
@@ -483,9 +480,9 @@ static int change_one(const vector *read, Py_ssize_t i, void *context) {
     const places *where = context;
     int64_t offset, size = (int64_t)size_of[read->dtype];
     sample of;
-    int fits = sample_at(where, i, read, &of);
-    if (fits != 1 || !offset_at(where, i, &offset))
-        return fits == 1 ? -1 : fits;
+    int fits = sample_at(where, i, read, &of, &offset);
+    if (fits != 1)
+        return fits;
     const char *copy = (char *)(intptr_t)of.copy;
     double squares = 0;
     for (int64_t run = 0; run < of.runs; run++)
@@ -563,7 +560,7 @@ static PyMethodDef methods[] = {
      "measure_output(base, offset, wanted, convert, tensor)\n\n"
      "The same for one; calls `convert` with a tensor that must be converted."},
     {"measure_gradient", FAST(py_measure_gradient),
-     "measure_gradient(base, offset, wanted, column, seen, convert, gradient)\n\n"
+     "measure_gradient(seen, column, base, offset, wanted, convert, gradient)\n\n"
      "The same for a gradient, and marks its column as seen."},
     {"remember", FAST(py_remember),
      "remember(tensors, samples, offsets, base)\n\n"
@@ -579,13 +576,8 @@ static PyMethodDef methods[] = {
 
 static int execute(PyObject *module) {
     (void)module;
-    name_dtype = PyUnicode_InternFromString("dtype");
-    name_is_cpu = PyUnicode_InternFromString("is_cpu");
-    name_data_ptr = PyUnicode_InternFromString("data_ptr");
-    name_numel = PyUnicode_InternFromString("numel");
-    name_is_contiguous = PyUnicode_InternFromString("is_contiguous");
-    name_size = PyUnicode_InternFromString("size");
-    name_stride = PyUnicode_InternFromString("stride");
+#define INTERN(attribute) name_##attribute = PyUnicode_InternFromString(#attribute);
+    ATTRIBUTES(INTERN)
     return PyErr_Occurred() ? -1 : 0;
 }
 

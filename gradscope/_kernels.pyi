@@ -11,11 +11,11 @@ def measure_output(
     base: int, offset: int, wanted: int, convert: Callable[[Tensor], None], tensor: Tensor, /
 ) -> None: ...
 def measure_gradient(
+    seen: bytearray,
+    column: int,
     base: int,
     offset: int,
     wanted: int,
-    column: int,
-    seen: bytearray,
     convert: Callable[[Tensor], None],
     gradient: Tensor,
     /,

@@ -116,14 +116,20 @@ class StatisticsBuffer:
 
     def cell(self, device: torch.device, column: int, name: str) -> Tensor:
         """One 0-d float32 cell, a view to be written by kernels."""
-        return self._area(device, column).scratch[column, _PLACE[name]]
+        return self.area(device, column).scratch[column, _PLACE[name]]
 
     def area(self, device: torch.device, column: int) -> Area:
         """The cells of a device, with room up to a column and for all columns made so far.
 
         Who writes to addresses in it must hold on to it.
         """
-        return self._area(device, max(column, len(self.columns)))
+        area = self._areas.get(device)
+        if area is None:
+            area = self._areas[device] = Area(device)
+        needed = max(column, len(self.columns))
+        if area.capacity <= needed:
+            area.grow(max(2 * needed, 64))
+        return area
 
     @staticmethod
     def offset(column: int, name: str = "norm") -> int:
@@ -139,12 +145,12 @@ class StatisticsBuffer:
             columns: column of each.
             values: float32, shape (len(columns),).
         """
-        area = self._area(device, max(columns))
+        area = self.area(device, max(columns))
         area.scratch[:, _PLACE[name]].index_copy_(0, self._on_device(device, columns), values)
 
     def get(self, device: torch.device, name: str, columns: Sequence[int]) -> Tensor:
         """Read one raw statistic of many tensors of the current step, on the device."""
-        area = self._area(device, max(columns))
+        area = self.area(device, max(columns))
         return area.scratch[:, _PLACE[name]].index_select(0, self._on_device(device, columns))
 
     def constant(self, device: torch.device, values: Sequence[float]) -> Tensor:
@@ -214,14 +220,6 @@ class StatisticsBuffer:
         self._areas.clear()
         self._constants.clear()
         self._histogram = None
-
-    def _area(self, device: torch.device, column: int) -> Area:
-        area = self._areas.get(device)
-        if area is None:
-            area = self._areas[device] = Area(device)
-        if area.capacity <= column:
-            area.grow(max(2 * column, 2 * len(self.columns), 64))
-        return area
 
     def _on_device(self, device: torch.device, columns: Sequence[int]) -> Tensor:
         return self._cached(device, tuple(columns), torch.int64)

@@ -71,10 +71,8 @@ class HostMeter:
 
     def gradient_reader(self, column: int, seen: bytearray) -> Reader:
         """Make what takes the gradient with respect to an output, and marks that it was seen."""
-        base, offset, wanted, convert = self._one(column, _GRADIENT)
-        return functools.partial(
-            kernels.measure_gradient, base, offset, wanted, column, seen, convert
-        )
+        arguments = self._one(column, _GRADIENT)
+        return functools.partial(kernels.measure_gradient, seen, column, *arguments)
 
     def units_reader(self, column: int, dim: int) -> Reader:
         """Make what takes the share of units along a dimension that never gave but zero."""
