@@ -2,8 +2,8 @@
  *
  * torch has no reduction that gives a norm, the largest magnitude and counts at once, and at the
  * size of a training step reading memory is most of the cost; Python between the reads is the rest.
- * Tensors are asked for their address by their own methods, so the module is built without torch
- * and works with any version of it.
+ * Where a tensor lies in memory comes from DLPack's exchange API, so the module is built without
+ * torch and works with any version of it.
  *
  * The loops are written in lanes that compilers turn into vector instructions without being allowed
  * to reorder sums, so that NaN and Inf keep their meaning. Magnitudes are compared as integers:
@@ -16,8 +16,10 @@
 #define _GNU_SOURCE
 #include <Python.h>
 #include <math.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <structmember.h>
 #if defined(__linux__)
 #include <dlfcn.h>
 #endif
@@ -197,7 +199,11 @@ static void run_share(void *argument) {
 }
 
 static summary summarise(const void *data, enum dtype dtype, int64_t numel) {
-    job work = {.data = data, .dtype = dtype, .numel = numel, .parts = 1};
+    job work; /* each part is written before it is read */
+    work.data = data;
+    work.dtype = dtype;
+    work.numel = numel;
+    work.parts = 1;
     int64_t useful = numel * (int64_t)size_of[dtype] / BYTES_PER_THREAD;
     if (run_parallel && useful > 1) {
         int threads = most_threads();
@@ -249,63 +255,111 @@ static int any_nonzero(const char *data, int64_t bytes, enum dtype dtype) {
 
 /* Python's side */
 
-static PyObject *plain_types[2], *codes; /* Tensor and Parameter; dtype -> enum dtype */
+/* What `configure` was given. */
+static PyObject *plain_types[2]; /* Tensor and Parameter */
+static int64_t width;            /* cells of a column */
 
 #define ATTRIBUTES(EACH)                                                                             \
-    EACH(dtype) EACH(is_cpu) EACH(data_ptr) EACH(numel) EACH(is_contiguous) EACH(size) EACH(stride)
+    EACH(requires_grad) EACH(grad_fn) EACH(_version) EACH(_backward_hooks)                           \
+    EACH(_register_hook_dict) EACH(base) EACH(numel) EACH(name) EACH(calls) EACH(outputs) EACH(read) \
+    EACH(also) EACH(read_gradient) EACH(hooked) EACH(gradscope)
 #define DECLARE(attribute) static PyObject *name_##attribute;
 ATTRIBUTES(DECLARE)
 
+/* DLPack's C exchange API, version 1, as far as it is used here:
+ * https://github.com/dmlc/dlpack/blob/main/include/dlpack/dlpack.h */
 typedef struct {
     void *data;
+    struct {
+        int32_t type, id;
+    } device;
+    int32_t ndim;
+    struct {
+        uint8_t code, bits;
+        uint16_t lanes;
+    } dtype;
+    const int64_t *shape, *strides;
+    uint64_t byte_offset;
+} dl_tensor;
+
+typedef struct {
+    struct {
+        uint32_t major, minor;
+    } version;
+    void *previous;
+    void (*unused[3])(void);
+    int (*view)(PyObject *, dl_tensor *); /* borrows: valid until control returns to the owner */
+} dl_exchange;
+
+enum { DL_CPU = 1, DL_FLOAT = 2, DL_BFLOAT = 4 };
+
+static const dl_exchange *exchange;
+
+typedef struct {
+    char *data;
     enum dtype dtype;
     int64_t numel;
+    int ndim;
+    const int64_t *shape;
 } vector;
 
-static int64_t ask(PyObject *tensor, PyObject *method, PyObject *argument) {
-    PyObject *answer = PyObject_CallMethodObjArgs(tensor, method, argument, NULL);
-    if (!answer)
-        return -1;
-    int64_t value = PyLong_AsLongLong(answer);
-    Py_DECREF(answer);
-    return value;
-}
-
-/* 1 where the tensor is dense and of a known dtype, 0 where it must be converted, -1 on errors. */
+/* 1 where the tensor is contiguous and of a known dtype, 0 where it must be converted. */
 static int read_tensor(PyObject *tensor, vector *read) {
     PyObject *type = (PyObject *)Py_TYPE(tensor);
+    dl_tensor seen;
     if (type != plain_types[0] && type != plain_types[1])
         return 0;
-    PyObject *dtype = PyObject_GetAttr(tensor, name_dtype);
-    if (!dtype)
-        return -1;
-    PyObject *code = PyDict_GetItemWithError(codes, dtype);
-    Py_DECREF(dtype);
-    if (!code)
-        return PyErr_Occurred() ? -1 : 0;
-    read->dtype = (enum dtype)PyLong_AsLong(code);
-    PyObject *is_cpu = PyObject_GetAttr(tensor, name_is_cpu);
-    Py_XDECREF(is_cpu);
-    if (is_cpu != Py_True)
-        return is_cpu ? 0 : -1;
-    if (ask(tensor, name_is_contiguous, NULL) == 1) {
-        read->data = (void *)(intptr_t)ask(tensor, name_data_ptr, NULL);
-        read->numel = ask(tensor, name_numel, NULL);
-        if (!PyErr_Occurred())
-            return read->data || !read->numel;
+    if (exchange->view(tensor, &seen) != 0) { /* sparse, or without memory as in torch.func */
+        PyErr_Clear();
+        return 0;
     }
-    if (PyErr_Occurred() && !PyErr_ExceptionMatches(PyExc_RuntimeError))
-        return -1;
-    PyErr_Clear(); /* sparse, or without memory as in torch.func's transforms */
-    return 0;
+    if (seen.device.type != DL_CPU)
+        return 0;
+    if (seen.dtype.code == DL_FLOAT && seen.dtype.bits == 32)
+        read->dtype = FLOAT32;
+    else if (seen.dtype.code == DL_FLOAT && seen.dtype.bits == 64)
+        read->dtype = FLOAT64;
+    else if (seen.dtype.code == DL_BFLOAT && seen.dtype.bits == 16)
+        read->dtype = BFLOAT16;
+    else
+        return 0;
+    read->numel = 1;
+    for (int i = seen.ndim - 1; i >= 0; i--) {
+        if (seen.shape[i] != 1 && seen.strides[i] != read->numel)
+            return 0;
+        read->numel *= seen.shape[i];
+    }
+    read->data = (char *)seen.data + seen.byte_offset;
+    read->ndim = seen.ndim;
+    read->shape = seen.shape;
+    return 1;
 }
 
-/* Cells move when their area grows, so they are named by where its address stands and an offset. */
-static float *cell(int64_t base, int64_t offset) {
-    return *(float **)(intptr_t)base + offset;
+/* The cells of a device, gradscope.buffer.Area. They move when it grows, so what stands in it is
+ * where their address is. */
+typedef struct {
+    PyObject *owner;
+    PyObject *numel; /* list: real numbers of the tensor of each column in this step */
+    float **cells;
+} area;
+
+/* What is found stays with the owner, which must outlive it. */
+static int look_into(PyObject *owner, area *found) {
+    PyObject *base = PyObject_GetAttr(owner, name_base);
+    PyObject *numel = base ? PyObject_GetAttr(owner, name_numel) : NULL;
+    found->owner = owner;
+    found->numel = numel;
+    found->cells = base ? (float **)(intptr_t)PyLong_AsLongLong(base) : NULL;
+    Py_XDECREF(base);
+    Py_XDECREF(numel);
+    return !PyErr_Occurred();
 }
 
-static void measure(const vector *read, float *out, int64_t wanted) {
+static float *cell(const area *in, int64_t column, int64_t place) {
+    return *in->cells + column * width + place;
+}
+
+static int measure(const vector *read, const area *into, int64_t column, int64_t wanted) {
     summary found = {0};
     double norm = 0, numel = (double)read->numel;
     if (read->numel > 0) {
@@ -316,8 +370,11 @@ static void measure(const vector *read, float *out, int64_t wanted) {
     }
     double values[5] = {norm, numel ? (double)found.nonfinite / numel : 0, found.largest,
                         numel ? (double)found.zeros / numel : NAN, norm};
+    float *out = cell(into, column, 0);
     for (int64_t i = 0; i < wanted && i < 5; i++)
         out[i] = (float)values[i];
+    PyObject *seen = PyLong_FromLongLong(read->numel);
+    return seen ? PyList_SetItem(into->numel, (Py_ssize_t)column, seen) : -1;
 }
 
 static int integers(PyObject *const *args, Py_ssize_t n, int64_t *values) {
@@ -333,7 +390,7 @@ static int expect(Py_ssize_t given, Py_ssize_t wanted) {
 }
 
 /* Call `use` for every tensor of a list; the indices of those that it did not read, because they
- * must be converted or do not fit. `use` answers as read_tensor does. */
+ * must be converted or do not fit. `use` answers 1 or, where it does not fit, 0; -1 on errors. */
 typedef int (*use)(const vector *, Py_ssize_t index, void *context);
 
 static PyObject *for_each(PyObject *tensors, use function, void *context) {
@@ -359,59 +416,30 @@ static PyObject *for_each(PyObject *tensors, use function, void *context) {
 }
 
 typedef struct {
-    PyObject *offsets, *samples;
-    int64_t base, wanted;
+    area in;
+    PyObject *columns, *samples;
+    int64_t place, wanted;
 } places;
 
-static int offset_at(const places *where, Py_ssize_t i, int64_t *offset) {
-    PyObject *item = PyList_GetItem(where->offsets, i);
-    return item && integers(&item, 1, offset);
+static int column_at(const places *where, Py_ssize_t i, int64_t *column) {
+    PyObject *item = PyList_GetItem(where->columns, i);
+    return item && integers(&item, 1, column);
 }
 
 static int measure_one(const vector *read, Py_ssize_t i, void *context) {
     const places *where = context;
-    int64_t offset;
-    if (!offset_at(where, i, &offset))
+    int64_t column;
+    if (!column_at(where, i, &column))
         return -1;
-    measure(read, cell(where->base, offset), where->wanted);
-    return 1;
+    return measure(read, &where->in, column, where->wanted) < 0 ? -1 : 1;
 }
 
 static PyObject *py_measure(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     (void)self;
-    int64_t v[2];
-    if (!expect(given, 4) || !integers(args + 2, 2, v))
+    places where = {.columns = args[1]};
+    if (!expect(given, 4) || !look_into(args[0], &where.in) || !integers(args + 3, 1, &where.wanted))
         return NULL;
-    places where = {.offsets = args[1], .base = v[0], .wanted = v[1]};
-    return for_each(args[0], measure_one, &where);
-}
-
-static PyObject *py_measure_output(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    (void)self;
-    int64_t v[3];
-    vector read;
-    if (!expect(given, 5) || !integers(args, 3, v))
-        return NULL;
-    int known = read_tensor(args[4], &read);
-    if (known == 0)
-        return PyObject_CallFunctionObjArgs(args[3], args[4], NULL);
-    if (known < 0)
-        return NULL;
-    measure(&read, cell(v[0], v[1]), v[2]);
-    Py_RETURN_NONE;
-}
-
-static PyObject *py_measure_gradient(PyObject *self, PyObject *const *args, Py_ssize_t given) {
-    int64_t column;
-    if (!expect(given, 7) || !integers(args + 1, 1, &column))
-        return NULL;
-    char *seen = PyByteArray_AsString(args[0]);
-    if (!seen || column >= PyByteArray_Size(args[0])) {
-        PyErr_SetString(PyExc_IndexError, "no mark for this column");
-        return NULL;
-    }
-    seen[column] = 1;
-    return py_measure_output(self, args + 2, given - 2);
+    return for_each(args[2], measure_one, &where);
 }
 
 /* Length, distance and number of the runs of a sample, the address of their copy, and for how many
@@ -420,9 +448,9 @@ typedef struct {
     int64_t length, stride, runs, copy, numel, dtype;
 } sample;
 
-/* The sample of a tensor and the offset of its cell; answers as read_tensor does. */
+/* The sample of a tensor and its column; answers as `use` does. */
 static int sample_at(const places *where, Py_ssize_t i, const vector *read, sample *found,
-                     int64_t *offset) {
+                     int64_t *column) {
     PyObject *item = PyList_GetItem(where->samples, i);
     int64_t values[6];
     for (Py_ssize_t j = 0; item && j < 6; j++) {
@@ -430,7 +458,7 @@ static int sample_at(const places *where, Py_ssize_t i, const vector *read, samp
         if (!number || !integers(&number, 1, values + j))
             return -1;
     }
-    if (!item || !offset_at(where, i, offset))
+    if (!item || !column_at(where, i, column))
         return -1;
     memcpy(found, values, sizeof *found);
     return found->numel == read->numel && found->dtype == (int64_t)read->dtype;
@@ -443,9 +471,9 @@ static float scaled_up(double norm, int64_t numel, int64_t sampled) {
 
 static int remember_one(const vector *read, Py_ssize_t i, void *context) {
     const places *where = context;
-    int64_t offset, size = (int64_t)size_of[read->dtype];
+    int64_t column, size = (int64_t)size_of[read->dtype];
     sample of;
-    int fits = sample_at(where, i, read, &of, &offset);
+    int fits = sample_at(where, i, read, &of, &column);
     if (fits != 1)
         return fits;
     char *copy = (char *)(intptr_t)of.copy;
@@ -457,18 +485,16 @@ static int remember_one(const vector *read, Py_ssize_t i, void *context) {
         summary found;
         summary_of[read->dtype](copy, sampled, &found);
         double norm = norm_of(&found, copy, read->dtype, sampled);
-        *cell(where->base, offset) = scaled_up(norm, read->numel, sampled);
+        *cell(&where->in, column, where->place) = scaled_up(norm, read->numel, sampled);
     }
     return 1;
 }
 
 static PyObject *for_each_sample(PyObject *const *args, Py_ssize_t given, use function) {
-    places where = {0};
-    if (!expect(given, 4) || !integers(args + 3, 1, &where.base))
+    places where = {.columns = args[1], .samples = args[3]};
+    if (!expect(given, 5) || !look_into(args[0], &where.in) || !integers(args + 4, 1, &where.place))
         return NULL;
-    where.samples = args[1];
-    where.offsets = args[2];
-    return for_each(args[0], function, &where);
+    return for_each(args[2], function, &where);
 }
 
 static PyObject *py_remember(PyObject *self, PyObject *const *args, Py_ssize_t given) {
@@ -478,9 +504,9 @@ static PyObject *py_remember(PyObject *self, PyObject *const *args, Py_ssize_t g
 
 static int change_one(const vector *read, Py_ssize_t i, void *context) {
     const places *where = context;
-    int64_t offset, size = (int64_t)size_of[read->dtype];
+    int64_t column, size = (int64_t)size_of[read->dtype];
     sample of;
-    int fits = sample_at(where, i, read, &of, &offset);
+    int fits = sample_at(where, i, read, &of, &column);
     if (fits != 1)
         return fits;
     const char *copy = (char *)(intptr_t)of.copy;
@@ -490,7 +516,7 @@ static int change_one(const vector *read, Py_ssize_t i, void *context) {
                                            copy + run * of.length * size, of.length);
     int64_t sampled = of.length * of.runs;
     if (sampled)
-        *cell(where->base, offset) = scaled_up(sqrt(squares), read->numel, sampled);
+        *cell(&where->in, column, where->place) = scaled_up(sqrt(squares), read->numel, sampled);
     return 1;
 }
 
@@ -501,28 +527,28 @@ static PyObject *py_change(PyObject *self, PyObject *const *args, Py_ssize_t giv
 
 static PyObject *py_dead_units(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     (void)self;
-    int64_t v[2], dead = 0;
+    int64_t v[3], dead = 0;
+    area in;
     vector read;
-    if (!expect(given, 6) || !integers(args, 2, v))
+    if (!expect(given, 7) || !look_into(args[0], &in) || !integers(args + 1, 3, v))
         return NULL;
-    int known = read_tensor(args[5], &read);
-    if (known == 0)
-        return PyObject_CallFunctionObjArgs(args[4], args[5], NULL);
-    if (known < 0)
+    if (!read_tensor(args[6], &read))
+        return PyObject_CallFunctionObjArgs(args[5], args[6], NULL);
+    if (v[2] >= read.ndim) {
+        PyErr_SetString(PyExc_IndexError, "no such dimension");
         return NULL;
-    int64_t units = ask(args[5], name_size, args[2]);
-    /* The stride of a dimension of one element says nothing, even of a contiguous tensor. */
-    int64_t inner = units == 1 ? read.numel : ask(args[5], name_stride, args[2]);
-    if (PyErr_Occurred())
-        return NULL;
+    }
+    int64_t units = read.shape[v[2]], inner = 1;
+    for (int i = (int)v[2] + 1; i < read.ndim; i++)
+        inner *= read.shape[i];
     if (!read.numel)
         Py_RETURN_NONE;
-    if (PyByteArray_Size(args[3]) != units) { /* first use, or another width: nothing known */
-        if (PyByteArray_Resize(args[3], units) < 0)
+    if (PyByteArray_Size(args[4]) != units) { /* first use, or another width: nothing known */
+        if (PyByteArray_Resize(args[4], units) < 0)
             return NULL;
-        memset(PyByteArray_AsString(args[3]), 0, (size_t)units);
+        memset(PyByteArray_AsString(args[4]), 0, (size_t)units);
     }
-    char *active = PyByteArray_AsString(args[3]);
+    char *active = PyByteArray_AsString(args[4]);
     int64_t outer = read.numel / (units * inner), bytes = inner * (int64_t)size_of[read.dtype];
     for (int64_t unit = 0; unit < units; unit++) {
         const char *first = (char *)read.data + unit * bytes;
@@ -530,20 +556,287 @@ static PyObject *py_dead_units(PyObject *self, PyObject *const *args, Py_ssize_t
             active[unit] = (char)any_nonzero(first + i * units * bytes, bytes, read.dtype);
         dead += !active[unit];
     }
-    *cell(v[0], v[1]) = (float)((double)dead / (double)units);
+    *cell(&in, v[0], v[1]) = (float)((double)dead / (double)units);
     Py_RETURN_NONE;
 }
 
+/* Calls `otherwise` for what is not to be done here; -1 on errors. */
+static int give_to(PyObject *otherwise, PyObject *tensor) {
+    PyObject *answer = PyObject_CallFunctionObjArgs(otherwise, tensor, NULL);
+    Py_XDECREF(answer);
+    return answer ? 0 : -1;
+}
+
+static PyObject *made(PyObject *type) {
+    return ((allocfunc)PyType_GetSlot((PyTypeObject *)type, Py_tp_alloc))((PyTypeObject *)type, 0);
+}
+
+static void unmade(PyObject *self) {
+    PyObject *type = (PyObject *)Py_TYPE(self);
+    ((freefunc)PyType_GetSlot((PyTypeObject *)type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
+/* Reader(area, column, wanted, convert): measures the tensor that it is called with. */
+typedef struct {
+    PyObject_HEAD
+    area into;
+    PyObject *convert;
+    int64_t column, wanted;
+} reader;
+
+static PyObject *reader_type;
+
+static PyObject *reader_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    (void)kwargs;
+    area into;
+    PyObject *owner, *convert;
+    long long column, wanted;
+    if (!PyArg_ParseTuple(args, "OLLO", &owner, &column, &wanted, &convert) ||
+        !look_into(owner, &into))
+        return NULL;
+    reader *self = (reader *)made((PyObject *)type);
+    if (!self)
+        return NULL;
+    Py_INCREF(into.owner);
+    Py_INCREF(into.numel);
+    Py_INCREF(convert);
+    self->into = into;
+    self->convert = convert;
+    self->column = column;
+    self->wanted = wanted;
+    return (PyObject *)self;
+}
+
+static void reader_dealloc(PyObject *object) {
+    reader *self = (reader *)object;
+    Py_XDECREF(self->into.owner);
+    Py_XDECREF(self->into.numel);
+    Py_XDECREF(self->convert);
+    unmade(object);
+}
+
+static PyObject *reader_call(PyObject *object, PyObject *args, PyObject *kwargs) {
+    (void)kwargs;
+    reader *self = (reader *)object;
+    PyObject *tensor;
+    vector read;
+    if (!PyArg_UnpackTuple(args, "Reader", 1, 1, &tensor))
+        return NULL;
+    int failed = read_tensor(tensor, &read)
+                     ? measure(&read, &self->into, self->column, self->wanted)
+                     : give_to(self->convert, tensor);
+    if (failed)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyType_Slot reader_slots[] = {{Py_tp_new, reader_new},
+                                     {Py_tp_dealloc, reader_dealloc},
+                                     {Py_tp_call, reader_call},
+                                     {0, NULL}};
+
+static PyType_Spec reader_spec = {.name = "gradscope._kernels.Reader",
+                                  .basicsize = sizeof(reader),
+                                  .flags = Py_TPFLAGS_DEFAULT,
+                                  .slots = reader_slots};
+
+/* ForwardHook(modules, seen, usual, hooks, otherwise): forward_reader.ForwardReader.saw for a module
+ * whose call gave one plain tensor in an earlier step and gives one again. Anything else goes to
+ * `otherwise`.
+ *
+ * modules: id of a module -> forward_reader._Module
+ * seen: id of a tensor -> (weak reference to it, its version, name of the module, call)
+ * usual: (function, what it returns within a plain forward pass), ...
+ * hooks: class of a tensor's dictionary of hooks */
+enum { MODULES, SEEN, USUAL, HOOKS, OTHERWISE, GIVEN };
+
+typedef struct {
+    PyObject_HEAD
+    PyObject *given[GIVEN];
+    char active; /* whether it may do anything itself */
+} hook;
+
+static PyObject *hook_type;
+
+static PyObject *hook_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
+    (void)kwargs;
+    if (!expect(PyTuple_Size(args), GIVEN))
+        return NULL;
+    hook *self = (hook *)made((PyObject *)type);
+    if (!self)
+        return NULL;
+    for (int i = 0; i < GIVEN; i++) {
+        self->given[i] = PyTuple_GetItem(args, i);
+        Py_INCREF(self->given[i]);
+    }
+    self->active = 0;
+    return (PyObject *)self;
+}
+
+static void hook_dealloc(PyObject *object) {
+    hook *self = (hook *)object;
+    for (int i = 0; i < GIVEN; i++)
+        Py_XDECREF(self->given[i]);
+    unmade(object);
+}
+
+static int is_usual(PyObject *usual) {
+    for (Py_ssize_t i = 0; i < PyTuple_Size(usual); i++) {
+        PyObject *pair = PyTuple_GetItem(usual, i);
+        PyObject *found = PyObject_CallNoArgs(PyTuple_GetItem(pair, 0));
+        int same = found ? PyObject_RichCompareBool(found, PyTuple_GetItem(pair, 1), Py_EQ) : -1;
+        Py_XDECREF(found);
+        if (same != 1)
+            return same;
+    }
+    return 1;
+}
+
+/* Have the gradient read: what Tensor.register_hook does, without a handle to remove it with. */
+static int await_gradient(hook *self, PyObject *tensor, PyObject *node, PyObject *output) {
+    PyObject *hooks = PyObject_CallNoArgs(self->given[HOOKS]);
+    PyObject *read = hooks ? PyObject_GetAttr(output, name_read_gradient) : NULL;
+    PyObject *done = NULL;
+    if (read && PyObject_SetItem(hooks, name_gradscope, read) == 0 &&
+        PyObject_SetAttr(tensor, name__backward_hooks, hooks) == 0 &&
+        PyObject_SetAttr(output, name_hooked, Py_True) == 0)
+        done = PyObject_CallMethodObjArgs(node, name__register_hook_dict, tensor, NULL);
+    Py_XDECREF(hooks);
+    Py_XDECREF(read);
+    Py_XDECREF(done);
+    return done ? 0 : -1;
+}
+
+/* Whether this very tensor, unchanged since, was made by a module that ran before. */
+static int was_seen(hook *self, PyObject *id, PyObject *tensor, PyObject *version) {
+    PyObject *made_by = PyDict_GetItemWithError(self->given[SEEN], id);
+    if (!made_by)
+        return PyErr_Occurred() ? -1 : 0;
+    PyObject *alive = PyObject_CallNoArgs(PyTuple_GetItem(made_by, 0));
+    Py_XDECREF(alive); /* the caller holds it too, if it is this tensor */
+    if (alive != tensor)
+        return alive ? 0 : -1;
+    return PyObject_RichCompareBool(PyTuple_GetItem(made_by, 1), version, Py_EQ);
+}
+
+static int note_call(PyObject *known, PyObject *calls) {
+    PyObject *next = PyLong_FromLong(PyLong_AsLong(calls) + 1);
+    int failed = !next || PyObject_SetAttr(known, name_calls, next) < 0;
+    Py_XDECREF(next);
+    return failed ? -1 : 0;
+}
+
+static int note_tensor(hook *self, PyObject *id, PyObject *tensor, PyObject *version,
+                       PyObject *known, PyObject *calls) {
+    PyObject *alive = PyWeakref_NewRef(tensor, NULL);
+    PyObject *name = alive ? PyObject_GetAttr(known, name_name) : NULL;
+    PyObject *made_by = name ? PyTuple_Pack(4, alive, version, name, calls) : NULL;
+    int failed = !made_by || PyDict_SetItem(self->given[SEEN], id, made_by) < 0;
+    Py_XDECREF(alive);
+    Py_XDECREF(name);
+    Py_XDECREF(made_by);
+    return failed ? -1 : 0;
+}
+
+static int take_also(PyObject *output, PyObject *tensor) {
+    PyObject *also = PyObject_GetAttr(output, name_also);
+    Py_ssize_t n = also ? PyTuple_Size(also) : -1;
+    int failed = n < 0;
+    for (Py_ssize_t i = 0; i < n && !failed; i++)
+        failed = give_to(PyTuple_GetItem(also, i), tensor) < 0;
+    Py_XDECREF(also);
+    return failed ? -1 : 0;
+}
+
+/* 1 where the output was taken; 0 where it is not as expected, and nothing was changed. */
+static int take(hook *self, PyObject *module, PyObject *tensor) {
+    enum { MODULE, ID, VERSION, CALLS, OUTPUTS, KEY, READ, WANTS, NODE, AWAITED, OWNED };
+    PyObject *own[OWNED] = {NULL}, *known = NULL, *output = NULL;
+    vector read;
+    int taken = 0;
+    if ((PyObject *)Py_TYPE(tensor) != plain_types[0])
+        return 0;
+    if (!(own[MODULE] = PyLong_FromVoidPtr(module)) || !(own[ID] = PyLong_FromVoidPtr(tensor)) ||
+        !(known = PyDict_GetItemWithError(self->given[MODULES], own[MODULE])) ||
+        (taken = is_usual(self->given[USUAL])) != 1)
+        goto done;
+    taken = 0;
+    if (!(own[CALLS] = PyObject_GetAttr(known, name_calls)) ||
+        !(own[VERSION] = PyObject_GetAttr(tensor, name__version)))
+        goto done;
+    if ((taken = was_seen(self, own[ID], tensor, own[VERSION])) != 0) {
+        if (taken == 1)
+            note_call(known, own[CALLS]);
+        goto done;
+    }
+    if (!(own[OUTPUTS] = PyObject_GetAttr(known, name_outputs)) ||
+        !(own[KEY] = Py_BuildValue("(Oi)", own[CALLS], 0)) ||
+        !(output = PyDict_GetItemWithError(own[OUTPUTS], own[KEY])) ||
+        !(own[READ] = PyObject_GetAttr(output, name_read)) ||
+        (PyObject *)Py_TYPE(own[READ]) != reader_type || !read_tensor(tensor, &read) ||
+        !(own[WANTS] = PyObject_GetAttr(tensor, name_requires_grad)))
+        goto done;
+    if (own[WANTS] == Py_True &&
+        (!(own[NODE] = PyObject_GetAttr(tensor, name_grad_fn)) || own[NODE] == Py_None ||
+         !(own[AWAITED] = PyObject_GetAttr(tensor, name__backward_hooks)) || own[AWAITED] != Py_None))
+        goto done;
+    reader *of = (reader *)own[READ];
+    if (note_call(known, own[CALLS]) == 0 &&
+        note_tensor(self, own[ID], tensor, own[VERSION], known, own[CALLS]) == 0 &&
+        measure(&read, &of->into, of->column, of->wanted) == 0 && take_also(output, tensor) == 0 &&
+        (!own[NODE] || await_gradient(self, tensor, own[NODE], output) == 0))
+        taken = 1;
+done:
+    for (int i = 0; i < OWNED; i++)
+        Py_XDECREF(own[i]);
+    return PyErr_Occurred() ? -1 : taken;
+}
+
+static PyObject *hook_call(PyObject *object, PyObject *args, PyObject *kwargs) {
+    hook *self = (hook *)object;
+    PyObject *module, *inputs, *output;
+    if (!PyArg_UnpackTuple(args, "ForwardHook", 3, 3, &module, &inputs, &output))
+        return NULL;
+    int taken = self->active ? take(self, module, output) : 0;
+    if (taken == 0)
+        return PyObject_Call(self->given[OTHERWISE], args, kwargs);
+    if (taken < 0)
+        return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMemberDef hook_members[] = {
+    {"active", T_BOOL, offsetof(hook, active), 0, "Whether it may do anything itself."},
+    {NULL, 0, 0, 0, NULL}};
+
+static PyType_Slot hook_slots[] = {{Py_tp_new, hook_new},
+                                   {Py_tp_dealloc, hook_dealloc},
+                                   {Py_tp_call, hook_call},
+                                   {Py_tp_members, hook_members},
+                                   {0, NULL}};
+
+static PyType_Spec hook_spec = {.name = "gradscope._kernels.ForwardHook",
+                                .basicsize = sizeof(hook),
+                                .flags = Py_TPFLAGS_DEFAULT,
+                                .slots = hook_slots};
+
 static PyObject *py_configure(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     (void)self;
-    if (!expect(given, 3))
+    if (!expect(given, 4) || !integers(args + 3, 1, &width))
         return NULL;
+    const dl_exchange *found = PyCapsule_GetPointer(args[2], "dlpack_exchange_api");
+    if (!found)
+        return NULL;
+    if (found->version.major != 1 || !found->view) {
+        PyErr_SetString(PyExc_ImportError, "another version of DLPack's exchange");
+        return NULL;
+    }
+    exchange = found;
     for (int i = 0; i < 2; i++) {
         Py_INCREF(args[i]);
         plain_types[i] = args[i];
     }
-    Py_INCREF(args[2]);
-    codes = args[2];
     find_threads();
     Py_RETURN_NONE;
 }
@@ -551,34 +844,34 @@ static PyObject *py_configure(PyObject *self, PyObject *const *args, Py_ssize_t 
 #define FAST(name) (PyCFunction)(void (*)(void)) name, METH_FASTCALL
 
 static PyMethodDef methods[] = {
-    {"configure", FAST(py_configure), "configure(Tensor, Parameter, codes): what can be read."},
+    {"configure", FAST(py_configure),
+     "configure(Tensor, Parameter, exchange, width)\n\n"
+     "The types that can be read, the capsule with DLPack's exchange API, the cells of a column."},
     {"measure", FAST(py_measure),
-     "measure(tensors, offsets, base, wanted)\n\n"
+     "measure(area, columns, tensors, wanted)\n\n"
      "Write the first `wanted` of norm, share of NaN and Inf, largest magnitude, share of zeros,\n"
-     "norm of each tensor to its cells; returns the indices of tensors that must be converted."},
-    {"measure_output", FAST(py_measure_output),
-     "measure_output(base, offset, wanted, convert, tensor)\n\n"
-     "The same for one; calls `convert` with a tensor that must be converted."},
-    {"measure_gradient", FAST(py_measure_gradient),
-     "measure_gradient(seen, column, base, offset, wanted, convert, gradient)\n\n"
-     "The same for a gradient, and marks its column as seen."},
+     "norm of each tensor to the cells of its column, and how many numbers it has; returns the\n"
+     "indices of tensors that must be converted."},
     {"remember", FAST(py_remember),
-     "remember(tensors, samples, offsets, base)\n\n"
+     "remember(area, columns, tensors, samples, place)\n\n"
      "Copy the runs of each tensor and write its norm, scaled up from them; returns as `measure`."},
     {"change", FAST(py_change),
-     "change(tensors, samples, offsets, base)\n\n"
+     "change(area, columns, tensors, samples, place)\n\n"
      "Write the norm of the change since `remember`, scaled up alike; returns as `measure`."},
     {"dead_units", FAST(py_dead_units),
-     "dead_units(base, offset, dim, active, convert, tensor)\n\n"
+     "dead_units(area, column, place, dim, active, convert, tensor)\n\n"
      "Mark in the bytearray `active` which units along a dimension are not zero everywhere; write\n"
-     "the share of those never marked. Calls `convert` as `measure_output` does."},
+     "the share of those never marked. Calls `convert` as a Reader does."},
     {NULL, NULL, 0, NULL}};
 
 static int execute(PyObject *module) {
-    (void)module;
 #define INTERN(attribute) name_##attribute = PyUnicode_InternFromString(#attribute);
     ATTRIBUTES(INTERN)
-    return PyErr_Occurred() ? -1 : 0;
+    reader_type = PyType_FromSpec(&reader_spec);
+    hook_type = PyType_FromSpec(&hook_spec);
+    if (PyErr_Occurred() || PyModule_AddObjectRef(module, "Reader", reader_type) < 0)
+        return -1;
+    return PyModule_AddObjectRef(module, "ForwardHook", hook_type);
 }
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, execute}, {0, NULL}};

@@ -1,42 +1,53 @@
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
-from torch import Tensor, dtype
+from torch import Tensor, nn
+
+from gradscope.buffer import Area
 
 Sample: TypeAlias = tuple[int, int, int, int, int, int]
 
-def configure(tensor: type, parameter: type, codes: dict[dtype, int], /) -> None: ...
-def measure(tensors: list[Tensor], offsets: list[int], base: int, wanted: int, /) -> list[int]: ...
-def measure_output(
-    base: int, offset: int, wanted: int, convert: Callable[[Tensor], None], tensor: Tensor, /
-) -> None: ...
-def measure_gradient(
-    seen: bytearray,
-    column: int,
-    base: int,
-    offset: int,
-    wanted: int,
-    convert: Callable[[Tensor], None],
-    gradient: Tensor,
-    /,
-) -> None: ...
+class Reader:
+    def __init__(
+        self, area: Area, column: int, wanted: int, convert: Callable[[Tensor], None], /
+    ) -> None: ...
+    def __call__(self, tensor: Tensor, /) -> None: ...
+
+class ForwardHook:
+    active: bool
+    def __init__(
+        self,
+        modules: Mapping[int, Any],
+        seen: Mapping[int, Any],
+        usual: Sequence[tuple[Callable[[], object], object]],
+        hooks: type[dict[Any, Any]],
+        otherwise: Callable[[nn.Module, tuple[Any, ...], Any], None],
+        /,
+    ) -> None: ...
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any, /) -> None: ...
+
+def configure(tensor: type, parameter: type, exchange: object, width: int, /) -> None: ...
+def measure(area: Area, columns: list[int], tensors: list[Tensor], wanted: int, /) -> list[int]: ...
 def remember(
+    area: Area,
+    columns: list[int],
     tensors: list[Tensor],
     samples: list[Sample],
-    offsets: list[int],
-    base: int,
+    place: int,
     /,
 ) -> list[int]: ...
 def change(
+    area: Area,
+    columns: list[int],
     tensors: list[Tensor],
     samples: list[Sample],
-    offsets: list[int],
-    base: int,
+    place: int,
     /,
 ) -> list[int]: ...
 def dead_units(
-    base: int,
-    offset: int,
+    area: Area,
+    column: int,
+    place: int,
     dim: int,
     active: bytearray,
     convert: Callable[[Tensor], None],

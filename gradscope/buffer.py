@@ -31,13 +31,17 @@ RAW = (
 """What the device stores per tensor; `finish` turns it into the statistics of the table. The first
 five stand in the order in which the kernels of `_kernels.c` write them."""
 
-_PLACE = {name: i for i, name in enumerate(RAW)}
+PLACE = {name: i for i, name in enumerate(RAW)}
+"""Place of each among the cells of a column."""
 
 RING = 32
 """Recorded steps that wait on the device before they are copied out."""
 
 DENSE = 16
 """The first recorded steps are never thinned out: most of what goes wrong goes wrong there."""
+
+UNSEEN = -1
+"""Stands for the number of elements of a tensor that did not come up in a step."""
 
 META = 0
 """Column that holds the loss scale (as `norm`) and whether the step found Inf (as `zero`)."""
@@ -50,8 +54,8 @@ class _Row:
     """What the host knows of one recorded step."""
 
     step: RecordedStep
-    numel: dict[int, int]
-    """Column -> number of elements, for the tensors that were seen."""
+    numel: list[int]
+    """Real numbers in the tensor of each column; `UNSEEN` where there was none in this step."""
     scaled: frozenset[int]
     """Columns whose raw values still carry the loss scale."""
     raw: Tensor | None = None
@@ -61,9 +65,11 @@ class _Row:
 class Area:
     """The cells of one device and the ring of rows that wait there."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, numel: list[int]) -> None:
         self.capacity = 0
         """Columns that there is room for."""
+        self.numel = numel
+        """`StatisticsBuffer.numel`, for those who write to both."""
         self.scratch = torch.empty((0, len(RAW)), device=device)
         self.ring = torch.empty((RING, 0, len(RAW)), device=device)
         self._address = torch.zeros(1, dtype=torch.int64)
@@ -89,6 +95,8 @@ class StatisticsBuffer:
     def __init__(self, every: int, max_steps: int, *, histograms: bool) -> None:
         self.interval = every
         self.columns: list[RecordedTensor] = []
+        self.numel = [UNSEEN]
+        """Real numbers in the tensor of each column in this step; who measures one writes it."""
         self.histograms = histograms
         self._max_steps = max_steps
         self._index: dict[tuple[str, str, str, int, int], int] = {}
@@ -112,11 +120,12 @@ class StatisticsBuffer:
         if index is None:
             index = self._index[key] = len(self.columns) + 1
             self.columns.append(tensor)
+            self.numel.append(UNSEEN)
         return index
 
     def cell(self, device: torch.device, column: int, name: str) -> Tensor:
         """One 0-d float32 cell, a view to be written by kernels."""
-        return self.area(device, column).scratch[column, _PLACE[name]]
+        return self.area(device, column).scratch[column, PLACE[name]]
 
     def area(self, device: torch.device, column: int) -> Area:
         """The cells of a device, with room up to a column and for all columns made so far.
@@ -125,16 +134,11 @@ class StatisticsBuffer:
         """
         area = self._areas.get(device)
         if area is None:
-            area = self._areas[device] = Area(device)
+            area = self._areas[device] = Area(device, self.numel)
         needed = max(column, len(self.columns))
         if area.capacity <= needed:
             area.grow(max(2 * needed, 64))
         return area
-
-    @staticmethod
-    def offset(column: int, name: str = "norm") -> int:
-        """Place of a cell among the cells of its device, in float32."""
-        return column * len(RAW) + _PLACE[name]
 
     def put(self, device: torch.device, name: str, columns: Sequence[int], values: Tensor) -> None:
         """Write one raw statistic of many tensors.
@@ -146,12 +150,12 @@ class StatisticsBuffer:
             values: float32, shape (len(columns),).
         """
         area = self.area(device, max(columns))
-        area.scratch[:, _PLACE[name]].index_copy_(0, self._on_device(device, columns), values)
+        area.scratch[:, PLACE[name]].index_copy_(0, self._on_device(device, columns), values)
 
     def get(self, device: torch.device, name: str, columns: Sequence[int]) -> Tensor:
         """Read one raw statistic of many tensors of the current step, on the device."""
         area = self.area(device, max(columns))
-        return area.scratch[:, _PLACE[name]].index_select(0, self._on_device(device, columns))
+        return area.scratch[:, PLACE[name]].index_select(0, self._on_device(device, columns))
 
     def constant(self, device: torch.device, values: Sequence[float]) -> Tensor:
         """A float32 vector that is the same at every step, copied to the device only once."""
@@ -170,13 +174,13 @@ class StatisticsBuffer:
         """Start a row."""
         for area in self._areas.values():
             area.scratch.fill_(torch.nan)
+        self.numel[:] = [UNSEEN] * len(self.numel)
         self._histogram = None
 
-    def end(self, step: RecordedStep, numel: dict[int, int], scaled: frozenset[int]) -> None:
-        """Finish the row: `numel` names the columns that were seen in it."""
-        if self._rows and self._rows[-1].numel == numel:
-            numel = self._rows[-1].numel  # one dictionary for all steps alike
-        row = _Row(step, numel, scaled)
+    def end(self, step: RecordedStep, scaled: frozenset[int]) -> None:
+        """Finish the row: `scaled` names the columns that still carry the loss scale."""
+        alike = bool(self._rows) and self._rows[-1].numel == self.numel
+        row = _Row(step, self._rows[-1].numel if alike else self.numel.copy(), scaled)
         for area in self._areas.values():
             area.ring[len(self._waiting)].copy_(area.scratch)
         row.histogram = self._histogram
@@ -269,8 +273,8 @@ class StatisticsBuffer:
 
 def _complete(row: _Row) -> None:
     assert row.raw is not None
-    scale = float(row.raw[META, _PLACE["norm"]])
-    found_inf = float(row.raw[META, _PLACE["zero"]])
+    scale = float(row.raw[META, PLACE["norm"]])
+    found_inf = float(row.raw[META, PLACE["zero"]])
     if not math.isnan(scale):  # there was a GradScaler
         skipped = row.step.skipped or found_inf > 0
         row.step = replace(row.step, loss_scale=scale, skipped=skipped)
@@ -278,8 +282,8 @@ def _complete(row: _Row) -> None:
 
 def _nonfinite(row: _Row) -> bool:
     assert row.raw is not None
-    seen = row.raw[list(row.numel)]
-    return bool((seen[:, _PLACE["nonfinite"]] > 0).any() or seen[:, _PLACE["norm"]].isinf().any())
+    seen = row.raw[[column for column, n in enumerate(row.numel) if n != UNSEEN]]
+    return bool((seen[:, PLACE["nonfinite"]] > 0).any() or seen[:, PLACE["norm"]].isinf().any())
 
 
 def finish(rows: list[_Row], columns: list[RecordedTensor]) -> tuple[Tensor, Tensor]:
@@ -298,15 +302,16 @@ def finish(rows: list[_Row], columns: list[RecordedTensor]) -> tuple[Tensor, Ten
     numel = torch.ones((len(rows), width))
     scale = torch.ones((len(rows), width))
     present = torch.zeros((len(rows), width), dtype=torch.bool)
+    sizes_of = {id(row.numel): torch.tensor(row.numel) for row in rows}
     for i, row in enumerate(rows):
         assert row.raw is not None
         known = min(row.raw.shape[0], width)
         raw[i, :known] = row.raw[:known]
-        seen = list(row.numel)
-        present[i, seen] = True
-        numel[i, seen] = torch.tensor(list(row.numel.values()), dtype=torch.float32)
+        sizes = sizes_of[id(row.numel)][:width]
+        present[i, : len(sizes)] = sizes != UNSEEN
+        numel[i, : len(sizes)] = sizes.to(torch.float32).clamp(min=0)
         scale[i, list(row.scaled)] = row.step.loss_scale
-    cell = {name: raw[:, :, i] for name, i in _PLACE.items()}
+    cell = {name: raw[:, :, i] for name, i in PLACE.items()}
     norm = cell["norm"] / scale
     abs_max = cell["abs_max"] / scale
     # The largest magnitude carries NaN and Inf exactly; where a sample missed it, one is.

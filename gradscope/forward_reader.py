@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from gradscope import statistics
-from gradscope.buffer import StatisticsBuffer
-from gradscope.meters import Meters, Reader
+from gradscope.buffer import UNSEEN, StatisticsBuffer
+from gradscope.meters import Meters, Reader, forward_hook
 from gradscope.state import tensors_in
 from gradscope.statistics import Kind
 from gradscope.structure import Call, Structure, is_normalisation, read_structure
@@ -37,6 +37,10 @@ _in_inference_mode = torch.is_inference_mode_enabled
 _in_transform = torch._C._are_functorch_transforms_active
 _backward_pass = torch._C._current_graph_task_id  # DDP asks the same way whether one is running
 
+_USUAL = ((_in_inference_mode, False), (_in_transform, False), (_backward_pass, -1))
+"""What tells a plain forward pass, and how."""
+
+
 _KINDS: tuple[Kind, Kind] = ("activation", "activation_grad")
 
 
@@ -45,17 +49,11 @@ class _Output:
     """What is known of one output of one call of a module, the same in every step."""
 
     column: int
-    gradient_column: int
     device: torch.device
-    parts: int
-    """Real numbers in each element: 2 where they are complex."""
     read: Reader
+    also: tuple[Reader, ...]
+    """What else is taken of it: of activations, dead and saturated units."""
     read_gradient: Reader
-    read_units: Reader | None
-    """Only of activations."""
-    bounds: tuple[float, float] | None
-    numel: int = 0
-    """Real numbers in the output of this step, and in the gradient with respect to it."""
     hooked: bool = False
     """Whether its gradient is awaited in this step."""
 
@@ -72,6 +70,19 @@ class _Module:
     """Call and index of the tensor -> output."""
 
 
+class _ForwardHook:
+    """What torch calls after each module; it does not keep the reader alive."""
+
+    def __init__(self, reader: ForwardReader) -> None:
+        self.active = True
+        self._reader = weakref.ref(reader)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        reader = self._reader()
+        if reader is not None:
+            reader.saw(module, args, output)
+
+
 class ForwardReader:
     """Module outputs of the first forward pass of a step, and the gradients at them."""
 
@@ -85,7 +96,6 @@ class ForwardReader:
         after_backward: Callable[[], None],
         on_another_pass: Callable[[], None],
     ) -> None:
-        self.numel: dict[int, int] = {}
         self.gradients: set[int] = set()
         """Columns of gradients with respect to outputs, which carry the loss scale."""
         self.structure: Structure | None = None
@@ -100,37 +110,35 @@ class ForwardReader:
         self._norms_only = norms_only
         self._after_backward = after_backward
         self._on_another_pass = on_another_pass
-        self._seen_gradients = bytearray()  # one mark for each column
-        self._reset()
+        self._seen: dict[int, tuple[weakref.ref[Tensor], int, str, int]] = {}
+        self._calls: list[Call] = []
+        self._sinks: list[Any] = []
+        # The root ends the pass and recurrent layers have a time, so theirs are never as before.
+        alike = {
+            id(m): self._modules[id(m)]
+            for m in model.modules()
+            if m is not model and not isinstance(m, nn.RNNBase)
+        }
+        self.hook = forward_hook(alike, self._seen, _USUAL, _ForwardHook(self))
+        """What is to be registered as forward hook."""
+        self.begin()
 
     def begin(self) -> None:
-        """Forget the last step."""
-        self._reset()
-        self.numel = {}
-        self.gradients = set()
-        self._seen_gradients[:] = bytes(len(self._seen_gradients))
-
-    def _reset(self) -> None:
-        """Forget the forward pass."""
+        """Forget the last forward pass."""
         self._finished = False  # a forward pass that follows a complete one is another one
         self._queued = False
-        self._position = 0
         for known in self._modules.values():
             known.calls = known.recomputed = 0
             for output in known.outputs.values():
                 output.hooked = False
-        self._seen: dict[int, tuple[weakref.ref[Tensor], int, str, int]] = {}
-        self._calls: list[Call] = []
-        self._sinks: list[Any] = []
+        self._seen.clear()
+        self._calls.clear()
+        self._sinks.clear()
+        self.hook.active = self.structure is not None
 
     def end(self) -> None:
-        """Note which gradients came; read the structure if the root never ran, only its parts."""
+        """Read the structure if the root never ran, only its parts."""
         self._read_structure()
-        for known in self._modules.values():
-            for output in known.outputs.values():
-                if self._seen_gradients[output.gradient_column]:
-                    self.numel[output.gradient_column] = output.numel
-                    self.gradients.add(output.gradient_column)
 
     def truncated_notes(self) -> list[str]:
         """One line for each module that ran more often than is recorded."""
@@ -141,7 +149,10 @@ class ForwardReader:
         ]
 
     def saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Take what one call of one module gave; called by the forward hook."""
+        """Take what one call of one module gave; called by the forward hook.
+
+        The kernels' `ForwardHook` does the same for calls that are as in an earlier step.
+        """
         known = self._modules.get(id(module))
         if known is None or _in_inference_mode():  # nothing of it can be trained on
             return
@@ -177,7 +188,6 @@ class ForwardReader:
                 source = self._source(module, args)
                 node = tensor.grad_fn
                 self._calls.append(Call(known.name, call, index, node, made[2], made[3], source))
-            self._position += 1
         if self.has_fused_recurrence and isinstance(module, nn.RNNBase):
             self._take_time(known.name, module, args)
 
@@ -204,20 +214,21 @@ class ForwardReader:
         length = sequence.shape[time]
         stride = -(-length // MAX_CALLS)
         shape = tuple(n for d, n in enumerate(sequence.shape) if d != time)
+        position = self._position() - 1
         columns = [
             self._buffer.column(
-                RecordedTensor("activation_grad", name, "", self._position - 1, t, TIME, shape)
+                RecordedTensor("activation_grad", name, "", position, t, TIME, shape)
             )
             for t in range(0, length, stride)
         ]
+        self.gradients.update(columns)
 
         def take(grad: Tensor) -> None:
             others = [d for d in range(3) if d != time]
             norms = torch.linalg.vector_norm(grad.detach(), dim=others, dtype=torch.float32)
             self._buffer.put(grad.device, "norm", columns, norms[::stride])
-            numel = grad.numel() // length
-            self.numel.update(dict.fromkeys(columns, numel))
-            self.gradients.update(columns)
+            for column in columns:
+                self._buffer.numel[column] = grad.numel() // length
 
         _on_gradient(sequence, take)
 
@@ -230,12 +241,8 @@ class ForwardReader:
 
     def _measure(self, output: _Output, tensor: Tensor) -> None:
         output.read(tensor)
-        output.numel = self.numel[output.column] = tensor.numel() * output.parts
-        if output.read_units is not None:
-            output.read_units(tensor)
-        if output.bounds is not None:
-            share = self._buffer.cell(tensor.device, output.column, "saturated")
-            share.copy_(statistics.saturated_share(tensor, *output.bounds))
+        for read in output.also:
+            read(tensor)
         if tensor.requires_grad:
             _on_gradient(tensor, output.read_gradient)
             output.hooked = True
@@ -243,29 +250,37 @@ class ForwardReader:
     def _new_output(
         self, name: str, module: nn.Module, call: int, index: int, tensor: Tensor
     ) -> _Output:
-        shape = tuple(tensor.shape)
+        shape, position = tuple(tensor.shape), self._position()
         column, gradient = (
-            self._buffer.column(RecordedTensor(kind, name, "", self._position, call, index, shape))
+            self._buffer.column(RecordedTensor(kind, name, "", position, call, index, shape))
             for kind in _KINDS
         )
-        self._seen_gradients.extend(bytes(gradient + 1 - len(self._seen_gradients)))
+        self.gradients.add(gradient)
         meter = self._meters.of(tensor.device)
-        units, bounds = None, None
+        also = []
         if not self._norms_only:
-            bounds = _BOUNDS.get(type(module))
             if tensor.dim() > 1 and type(module).__module__ == "torch.nn.modules.activation":
                 dim = 2 if tensor.dim() == 3 else 1  # (batch, time, features), else channels
-                units = meter.units_reader(column, dim)
-        return _Output(
-            column,
-            gradient,
-            tensor.device,
-            2 if tensor.is_complex() else 1,
-            meter.output_reader(column),
-            meter.gradient_reader(gradient, self._seen_gradients),
-            units,
-            bounds,
-        )
+                also.append(meter.units_reader(column, dim))
+            if type(module) in _BOUNDS:
+                also.append(self._saturation_reader(column, *_BOUNDS[type(module)]))
+        reader, gradient_reader = meter.output_reader(column), meter.gradient_reader(gradient)
+        return _Output(column, tensor.device, reader, tuple(also), gradient_reader)
+
+    def _saturation_reader(self, column: int, low: float, high: float) -> Reader:
+        buffer = self._buffer
+
+        def read(tensor: Tensor) -> None:
+            share = buffer.cell(tensor.device, column, "saturated")
+            share.copy_(statistics.saturated_share(tensor, low, high))
+
+        return read
+
+    def _position(self) -> int:
+        """Place in execution order of the output that is being taken."""
+        if self.structure is None:
+            return len(self._calls)
+        return sum(known.calls for known in self._modules.values()) - 1
 
     def _saw_again(self, known: _Module, output: Any) -> None:
         call = known.recomputed
@@ -280,10 +295,13 @@ class ForwardReader:
         roots = [t for t in floating_in(output) if t.requires_grad]
         if not roots:
             if not self._finished:  # a validation pass: nothing of it counts
-                self.numel = {}
-                self._reset()
+                for known in self._modules.values():
+                    for place in known.outputs.values():
+                        self._buffer.numel[place.column] = UNSEEN
+                self.begin()
             return
         self._finished = True
+        self.hook.active = False
         for root in roots:
             _on_gradient(root, partial(self._root_gradient, root.grad_fn))
 
@@ -308,7 +326,8 @@ class ForwardReader:
             return
         sinks = self._sinks or [c.node for c in reversed(self._calls) if c.node is not None]
         self.structure = read_structure(model, self._calls, sinks)
-        self._calls, self._sinks = [], []
+        self._calls.clear()
+        self._sinks.clear()
 
 
 def _on_gradient(tensor: Tensor, read: Reader) -> None:
@@ -317,7 +336,8 @@ def _on_gradient(tensor: Tensor, read: Reader) -> None:
     if node is None or tensor._backward_hooks is not None or type(tensor) is not Tensor:
         tensor.register_hook(read)  # type: ignore[no-untyped-call]  # torch's stub
     else:  # what register_hook does at half its cost: there is no handle to remove it with
-        tensor._backward_hooks = OrderedDict(gradscope=read)
+        tensor._backward_hooks = hooks = OrderedDict()
+        hooks["gradscope"] = read  # several times faster than as an argument
         node._register_hook_dict(tensor)
 
 

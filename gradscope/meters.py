@@ -8,13 +8,15 @@ also serves a CPU for which the kernels were not compiled.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from gradscope import statistics
-from gradscope.buffer import Area, StatisticsBuffer
+from gradscope.buffer import PLACE, RAW, Area, StatisticsBuffer
 
 try:
     from gradscope import _kernels as kernels
@@ -29,10 +31,41 @@ _CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 """The dtypes that the kernels read; others are converted."""
 
 if kernels is not None:
-    kernels.configure(Tensor, nn.Parameter, _CODES)
+    _EXCHANGE: object = Tensor.__dlpack_c_exchange_api__  # type: ignore[attr-defined]  # torch's stub
+    kernels.configure(Tensor, nn.Parameter, _EXCHANGE, len(RAW))
 
 Reader = Callable[[Tensor], None]
 """Takes the statistics of one tensor into the cells that it was made for."""
+
+
+
+class ForwardHook(Protocol):
+    """A forward hook for modules."""
+
+    active: bool
+    """Whether calls are to be taken that are as in an earlier step."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any, /) -> None:
+        """Take what one call of one module gave."""
+
+
+def forward_hook(
+    modules: Mapping[int, Any],
+    seen: Mapping[int, Any],
+    usual: Sequence[tuple[Callable[[], object], object]],
+    hook: ForwardHook,
+) -> ForwardHook:
+    """The hook in compiled form, for what it can take itself; without kernels as it is.
+
+    Args:
+        modules: id of a module -> what is known of it.
+        seen: id of a tensor -> weak reference to it, its version, name of the module, call.
+        usual: functions, and what they return within a plain forward pass.
+        hook: takes the rest.
+    """
+    if kernels is None:
+        return hook
+    return kernels.ForwardHook(modules, seen, usual, OrderedDict, hook)
 
 
 class Meters:
@@ -62,21 +95,19 @@ class HostMeter:
     def __init__(self, device: torch.device, buffer: StatisticsBuffer) -> None:
         self._device = device
         self._buffer = buffer
-        self._area: Area | None = None
         self._samples: dict[int, _Sample] = {}
 
     def output_reader(self, column: int) -> Reader:
         """Make what takes the statistics of an output of a module."""
-        return functools.partial(kernels.measure_output, *self._one(column, _ALL))
+        return self._reader(column, _ALL)
 
-    def gradient_reader(self, column: int, seen: bytearray) -> Reader:
-        """Make what takes the gradient with respect to an output, and marks that it was seen."""
-        arguments = self._one(column, _GRADIENT)
-        return functools.partial(kernels.measure_gradient, seen, column, *arguments)
+    def gradient_reader(self, column: int) -> Reader:
+        """Make what takes the gradient with respect to an output."""
+        return self._reader(column, _GRADIENT)
 
     def units_reader(self, column: int, dim: int) -> Reader:
         """Make what takes the share of units along a dimension that never gave but zero."""
-        area, offset, active = self._cells(column), self._buffer.offset(column, "dead"), bytearray()
+        area, place, active = self._area(column), PLACE["dead"], bytearray()
 
         def convert(tensor: Tensor) -> None:
             tensor = statistics.local(tensor)
@@ -84,18 +115,17 @@ class HostMeter:
             order = sorted(range(tensor.dim()), key=lambda d: (-strides[d], d))
             dense = tensor.permute(order).contiguous()  # of channels_last no copy is made
             dense = dense if dense.dtype in _CODES else dense.float()
-            kernels.dead_units(area.base, offset, order.index(dim), active, _cannot_read, dense)
+            kernels.dead_units(area, column, place, order.index(dim), active, _cannot_read, dense)
 
-        return functools.partial(kernels.dead_units, area.base, offset, dim, active, convert)
+        return functools.partial(kernels.dead_units, area, column, place, dim, active, convert)
 
     def parameter_gradients(
         self, columns: list[int], tensors: list[Tensor], *, unclipped: bool
     ) -> None:
         """Take what is recorded of the gradients of parameters; `unclipped`: nobody clipped yet."""
-        base, offsets = self._cells(max(columns)).base, [self._buffer.offset(c) for c in columns]
-        wanted = _UNCLIPPED if unclipped else _ALL
-        for i in kernels.measure(tensors, offsets, base, wanted):
-            kernels.measure([_converted(tensors[i])], [offsets[i]], base, wanted)
+        area, wanted = self._area(max(columns)), _UNCLIPPED if unclipped else _ALL
+        for i in kernels.measure(area, columns, tensors, wanted):
+            _measure_converted(area, columns[i], wanted, tensors[i])
 
     def weights(self, columns: list[int], tensors: list[Tensor]) -> None:
         """Remember samples of the weights to compare with after the step, and take their norms."""
@@ -113,31 +143,31 @@ class HostMeter:
     def end(self) -> None:
         """Nothing was left to the end of the step."""
 
-    def _one(self, column: int, wanted: int) -> tuple[int, int, int, Reader]:
-        """Arguments of a kernel that measures one tensor.
-
-        The last of them holds on to the cells, which a graph that outlives the scope still writes.
-        """
-        area, offset = self._cells(column), self._buffer.offset(column)
-
-        def convert(tensor: Tensor) -> None:
-            kernels.measure([_converted(tensor)], [offset], area.base, wanted)
-
-        return area.base, offset, wanted, convert
+    def _reader(self, column: int, wanted: int) -> Reader:
+        # It holds on to the cells, which a graph that outlives the scope still writes.
+        area = self._area(column)
+        convert = functools.partial(_measure_converted, area, column, wanted)
+        return kernels.Reader(area, column, wanted, convert)
 
     def _compare(
         self, kernel: Callable[..., list[int]], columns: list[int], tensors: list[Tensor], name: str
     ) -> list[tuple[int, Tensor]]:
         """Run a kernel over samples; the tensors that do not fit theirs, with their indices."""
-        base, samples = self._cells(max(columns)).base, [self._samples[c].place for c in columns]
-        offsets = [self._buffer.offset(c, name) for c in columns]
-        left = [(i, _converted(tensors[i])) for i in kernel(tensors, samples, offsets, base)]
-        return [(i, t) for i, t in left if kernel([t], [samples[i]], [offsets[i]], base)]
+        area, place = self._area(max(columns)), PLACE[name]
+        samples = [self._samples[c].place for c in columns]
+        left = kernel(area, columns, tensors, samples, place)
+        converted = [(i, _converted(tensors[i])) for i in left]
+        return [
+            (i, t) for i, t in converted if kernel(area, [columns[i]], [t], [samples[i]], place)
+        ]
 
-    def _cells(self, column: int) -> Area:
-        if self._area is None or self._area.capacity <= column:
-            self._area = self._buffer.area(self._device, column)
-        return self._area
+    def _area(self, column: int) -> Area:
+        return self._buffer.area(self._device, column)
+
+
+def _measure_converted(area: Area, column: int, wanted: int, tensor: Tensor) -> None:
+    kernels.measure(area, [column], [_converted(tensor)], wanted)
+    area.numel[column] = statistics.numel(tensor)  # not what is stored: of a sparse one all
 
 
 def _cannot_read(tensor: Tensor) -> None:
@@ -182,6 +212,7 @@ class DeviceMeter:
 
         def read(tensor: Tensor) -> None:
             vector = statistics.elements(tensor)
+            self._buffer.numel[column] = statistics.numel(tensor)
             if not vector.numel():
                 return
             statistics.write_largest(vector, self._buffer.cell(self._device, column, "abs_max"))
@@ -191,11 +222,11 @@ class DeviceMeter:
 
         return read
 
-    def gradient_reader(self, column: int, seen: bytearray) -> Reader:
-        """Make what takes the gradient with respect to an output, and marks that it was seen."""
+    def gradient_reader(self, column: int) -> Reader:
+        """Make what takes the gradient with respect to an output."""
 
         def read(gradient: Tensor) -> None:
-            seen[column] = 1
+            self._buffer.numel[column] = statistics.numel(gradient)
             self._norm(column, statistics.elements(gradient))
 
         return read
@@ -222,6 +253,8 @@ class DeviceMeter:
         self, columns: list[int], tensors: list[Tensor], *, unclipped: bool
     ) -> None:
         """Take what is recorded of the gradients of parameters; `unclipped`: nobody clipped yet."""
+        for column, tensor in zip(columns, tensors, strict=True):
+            self._buffer.numel[column] = statistics.numel(tensor)
         columns, vectors = _not_empty(columns, tensors)
         if not vectors:
             return

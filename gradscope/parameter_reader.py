@@ -38,8 +38,6 @@ class ParameterReader:
         buffer: StatisticsBuffer,
         meters: Meters,
     ) -> None:
-        self.numel: dict[int, int] = {}
-        """Column -> number of elements, of the parameters measured in this step."""
         self.ever: set[str] = set()
         """Names of the parameters that got a gradient in some recorded step."""
         self._buffer = buffer
@@ -55,7 +53,6 @@ class ParameterReader:
 
     def begin(self) -> None:
         """Forget the last step."""
-        self.numel = {}
         self._remembered = []
         self._sharded = {}
         for each in self._watched:
@@ -99,7 +96,7 @@ class ParameterReader:
     def end(self) -> None:
         """Combine what the ranks of a sharded model measured, in one collective."""
         if self._sharded:
-            _reduce_shards(self._sharded, self.numel, self._buffer)
+            _reduce_shards(self._sharded, self._buffer)
 
     def _give_column(self, watched: _Watched) -> None:
         module, _, last = watched.name.rpartition(".")
@@ -132,7 +129,6 @@ class ParameterReader:
         for watched, grad in grads:
             parameter, column = watched.parameter, watched.column
             watched.measured = (id(grad), grad._version)
-            self.numel[column] = statistics.numel(parameter)
             columns, tensors = groups.setdefault(parameter.device, ([], []))
             columns.append(column)
             tensors.append(grad)
@@ -180,9 +176,7 @@ def _unscaled(values: Tensor, scale: Tensor | None) -> Tensor:
     return values if scale is None else values / scale.to(values.device, non_blocking=True)
 
 
-def _reduce_shards(
-    sharded: dict[int, Any], numel: dict[int, int], buffer: StatisticsBuffer
-) -> None:
+def _reduce_shards(sharded: dict[int, Any], buffer: StatisticsBuffer) -> None:
     """Turn the statistics of local shards into those of whole tensors: one all-gather.
 
     Norms add as squares, extremes as extremes, shares weighted by the size of the shard. A mesh
@@ -204,7 +198,7 @@ def _reduce_shards(
     everyone = torch.empty((world, *mine.shape), device=device)
     dist.all_gather_into_tensor(everyone.view(-1, mine.shape[1]), mine.contiguous(), group=group)
     size = everyone[:, -1]
-    whole = buffer.constant(device, [float(numel[c]) for c in columns])
+    whole = buffer.constant(device, [float(buffer.numel[c]) for c in columns])
     replicas = size.sum(0) / whole
     for i, name in enumerate(names):
         values = torch.where(size > 0, everyone[:, i], 0.0)  # an empty shard has no statistics

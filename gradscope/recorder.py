@@ -160,6 +160,8 @@ class Scope:
             self._handles.append(each.register_step_pre_hook(self._before_step))
             self._handles.append(each.register_step_post_hook(self._after_step))
         _WATCHED[model] = weakref.ref(self)
+        # A scope that is forgotten takes the hooks on all modules with it.
+        weakref.finalize(self, _remove, self._hooks).atexit = False
         self._arm()
 
     def __enter__(self) -> Self:
@@ -220,23 +222,14 @@ class Scope:
         if blind_spot:
             self._cannot_see(blind_spot)
             return
-        forward = weakref.ref(self._forward)
-        handle: RemovableHandle | None = None
-
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            reader = forward()
-            if reader is not None:
-                reader.saw(module, args, output)
-            elif handle is not None:  # the scope was forgotten and is gone
-                handle.remove()
-
-        def lend(module: nn.Module, args: Any) -> Any:
-            reader = forward()
-            return None if reader is None else reader.lend(module, args)
-
-        handle = register_module_forward_hook(hook)
-        self._hooks.append(handle)
+        self._hooks.append(register_module_forward_hook(self._forward.hook))
         if self._forward.has_fused_recurrence:  # a hook before every module costs, so only then
+            forward = weakref.ref(self._forward)
+
+            def lend(module: nn.Module, args: Any) -> Any:
+                reader = forward()
+                return None if reader is None else reader.lend(module, args)
+
             self._hooks.append(register_module_forward_pre_hook(lend))
         if self._step == 0:
             first_call = weakref.WeakMethod(self._first_call)
@@ -260,9 +253,7 @@ class Scope:
         self._recording = False
 
     def _detach_forward(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        _remove(self._hooks)
 
     def _cannot_see(self, blind_spot: str) -> None:
         self._activations = False
@@ -309,9 +300,8 @@ class Scope:
             self._parameters.end()
             self._forward.end()
             self._meters.end()
-            seen = {**self._parameters.numel, **self._forward.numel}
             scaled = frozenset(self._forward.gradients if self._scaler.active else ())
-            self._buffer.end(RecordedStep(self._step, self.epoch, skipped=skipped), seen, scaled)
+            self._buffer.end(RecordedStep(self._step, self.epoch, skipped=skipped), scaled)
         self._step += 1
         self._arm()
 
@@ -335,6 +325,12 @@ class Scope:
                 "blind_spots": [*self.blind_spots, *self._forward.truncated_notes()],
             },
         )
+
+
+def _remove(hooks: list[RemovableHandle]) -> None:
+    for hook in hooks:
+        hook.remove()
+    hooks.clear()
 
 
 def _complete(structure: Structure | None, model: nn.Module, ever: set[str]) -> Structure:
