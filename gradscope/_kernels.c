@@ -36,6 +36,9 @@ enum dtype { FLOAT32, FLOAT64, BFLOAT16, DTYPES };
 /* Below this many bytes a thread each costs more than it brings. */
 enum { BYTES_PER_THREAD = 1 << 16 };
 
+/* From this many bytes on, other threads of Python may run meanwhile: some ten microseconds. */
+enum { LONG_READ = 1 << 20 };
+
 static const size_t size_of[DTYPES] = {4, 8, 2};
 
 typedef struct {
@@ -262,7 +265,7 @@ static int64_t width;            /* cells of a column */
 #define ATTRIBUTES(EACH)                                                                             \
     EACH(requires_grad) EACH(grad_fn) EACH(_version) EACH(_backward_hooks)                           \
     EACH(_register_hook_dict) EACH(base) EACH(numel) EACH(name) EACH(calls) EACH(outputs) EACH(read) \
-    EACH(also) EACH(read_gradient) EACH(hooked) EACH(gradscope)
+    EACH(also) EACH(read_gradient) EACH(gradscope)
 #define DECLARE(attribute) static PyObject *name_##attribute;
 ATTRIBUTES(DECLARE)
 
@@ -363,10 +366,12 @@ static int measure(const vector *read, const area *into, int64_t column, int64_t
     summary found = {0};
     double norm = 0, numel = (double)read->numel;
     if (read->numel > 0) {
-        Py_BEGIN_ALLOW_THREADS
+        int64_t bytes = read->numel * (int64_t)size_of[read->dtype];
+        PyThreadState *waiting = bytes > LONG_READ ? PyEval_SaveThread() : NULL;
         found = summarise(read->data, read->dtype, read->numel);
         norm = norm_of(&found, read->data, read->dtype, read->numel);
-        Py_END_ALLOW_THREADS
+        if (waiting)
+            PyEval_RestoreThread(waiting);
     }
     double values[5] = {norm, numel ? (double)found.nonfinite / numel : 0, found.largest,
                         numel ? (double)found.zeros / numel : NAN, norm};
@@ -699,8 +704,7 @@ static int await_gradient(hook *self, PyObject *tensor, PyObject *node, PyObject
     PyObject *read = hooks ? PyObject_GetAttr(output, name_read_gradient) : NULL;
     PyObject *done = NULL;
     if (read && PyObject_SetItem(hooks, name_gradscope, read) == 0 &&
-        PyObject_SetAttr(tensor, name__backward_hooks, hooks) == 0 &&
-        PyObject_SetAttr(output, name_hooked, Py_True) == 0)
+        PyObject_SetAttr(tensor, name__backward_hooks, hooks) == 0)
         done = PyObject_CallMethodObjArgs(node, name__register_hook_dict, tensor, NULL);
     Py_XDECREF(hooks);
     Py_XDECREF(read);

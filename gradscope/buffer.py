@@ -1,13 +1,14 @@
 """StatisticsBuffer: recorded numbers on their device, copied out in one piece per flush, thinned.
 
-One row per recorded step, one column per tensor, a handful of raw statistics each. A row is filled
-in a scratch area, into whose cells kernels write directly, and then copied into a ring of `RING`
-rows. The ring leaves the device when it is full, without the host waiting.
+One row per recorded step, one column per tensor, a handful of raw statistics each. Kernels write
+directly into the cells of a ring of `RING` rows, which leaves the device when it is full, without
+the host waiting.
 """
 
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -63,30 +64,42 @@ class _Row:
 
 
 class Area:
-    """The cells of one device and the ring of rows that wait there."""
+    """The ring of rows on one device; the cells of one of them are being written."""
 
     def __init__(self, device: torch.device, numel: list[int]) -> None:
         self.capacity = 0
         """Columns that there is room for."""
         self.numel = numel
         """`StatisticsBuffer.numel`, for those who write to both."""
-        self.scratch = torch.empty((0, len(RAW)), device=device)
         self.ring = torch.empty((RING, 0, len(RAW)), device=device)
-        self._address = torch.zeros(1, dtype=torch.int64)
+        self._rows = self.ring.unbind()
+        self._address = array("Q", [0])
+        self.turn(0)
 
     @property
     def base(self) -> int:
         """Where the address of the cells stands in main memory; it stays when they move."""
-        return self._address.data_ptr()
+        return self._address.buffer_info()[0]
 
     def grow(self, capacity: int) -> None:
         """Make room for more columns; what was written stays."""
-        shape, known = (capacity, len(RAW)), self.capacity
-        scratch = torch.full(shape, torch.nan, device=self.scratch.device)
-        ring = torch.empty((RING, *shape), device=self.scratch.device)
-        scratch[:known], ring[:, :known] = self.scratch, self.ring
-        self.scratch, self.ring, self.capacity = scratch, ring, capacity
-        self._address.fill_(scratch.data_ptr())
+        ring = torch.full((RING, capacity, len(RAW)), torch.nan, device=self.ring.device)
+        ring[:, : self.capacity] = self.ring
+        self.ring, self.capacity = ring, capacity
+        self._rows = ring.unbind()
+        self.turn(self._row)
+
+    def turn(self, row: int) -> None:
+        """Go on with the cells of another row."""
+        self._row = row
+        self.cells = self._rows[row]
+        self._address[0] = self.cells.data_ptr()
+
+    def turn_back(self) -> None:
+        """Go on with this row as the first one."""
+        if self._row:
+            self._rows[0].copy_(self.cells)
+            self.turn(0)
 
 
 class StatisticsBuffer:
@@ -125,7 +138,7 @@ class StatisticsBuffer:
 
     def cell(self, device: torch.device, column: int, name: str) -> Tensor:
         """One 0-d float32 cell, a view to be written by kernels."""
-        return self.area(device, column).scratch[column, PLACE[name]]
+        return self.area(device, column).cells[column, PLACE[name]]
 
     def area(self, device: torch.device, column: int) -> Area:
         """The cells of a device, with room up to a column and for all columns made so far.
@@ -135,6 +148,7 @@ class StatisticsBuffer:
         area = self._areas.get(device)
         if area is None:
             area = self._areas[device] = Area(device, self.numel)
+            area.turn(len(self._waiting))
         needed = max(column, len(self.columns))
         if area.capacity <= needed:
             area.grow(max(2 * needed, 64))
@@ -150,12 +164,12 @@ class StatisticsBuffer:
             values: float32, shape (len(columns),).
         """
         area = self.area(device, max(columns))
-        area.scratch[:, PLACE[name]].index_copy_(0, self._on_device(device, columns), values)
+        area.cells[:, PLACE[name]].index_copy_(0, self._on_device(device, columns), values)
 
     def get(self, device: torch.device, name: str, columns: Sequence[int]) -> Tensor:
         """Read one raw statistic of many tensors of the current step, on the device."""
         area = self.area(device, max(columns))
-        return area.scratch[:, PLACE[name]].index_select(0, self._on_device(device, columns))
+        return area.cells[:, PLACE[name]].index_select(0, self._on_device(device, columns))
 
     def constant(self, device: torch.device, values: Sequence[float]) -> Tensor:
         """A float32 vector that is the same at every step, copied to the device only once."""
@@ -173,7 +187,7 @@ class StatisticsBuffer:
     def begin(self) -> None:
         """Start a row."""
         for area in self._areas.values():
-            area.scratch.fill_(torch.nan)
+            area.cells.fill_(torch.nan)
         self.numel[:] = [UNSEEN] * len(self.numel)
         self._histogram = None
 
@@ -181,8 +195,6 @@ class StatisticsBuffer:
         """Finish the row: `scaled` names the columns that still carry the loss scale."""
         alike = bool(self._rows) and self._rows[-1].numel == self.numel
         row = _Row(step, self._rows[-1].numel if alike else self.numel.copy(), scaled)
-        for area in self._areas.values():
-            area.ring[len(self._waiting)].copy_(area.scratch)
         row.histogram = self._histogram
         self._waiting.append(row)
         self._rows.append(row)
@@ -190,6 +202,9 @@ class StatisticsBuffer:
             self._dense_steps.add(step.step)
         if len(self._waiting) == RING:
             self.flush()
+        else:
+            for area in self._areas.values():
+                area.turn(len(self._waiting))
         if len(self._rows) > self._max_steps:
             self._thin()
 
@@ -209,6 +224,7 @@ class StatisticsBuffer:
                 copies.append((host, done))
             else:
                 copies.append((full.to("cpu", copy=True), None))
+            area.turn_back()
         self._in_flight.append((self._waiting, copies))
         self._waiting = []
 
@@ -241,21 +257,16 @@ class StatisticsBuffer:
 
     def _settle(self) -> None:
         for rows, copies in self._in_flight:
-            width = max((host.shape[1] for host, _ in copies), default=1)
-            for row in rows:
-                row.raw = torch.full((width, len(RAW)), torch.nan)
-            for host, done in copies:
+            for _, done in copies:
                 if isinstance(done, torch.cuda.Event):
                     done.synchronize()
-                for row, raw in zip(rows, host, strict=True):
-                    assert row.raw is not None
-                    mine = row.raw[: len(raw)]  # each cell is written on one device
-                    mine.copy_(torch.where(raw.isnan(), mine, raw))
-            for row in rows:
+            block = _merged([host for host, _ in copies], len(rows))
+            for row, raw, broken in zip(rows, block, _nonfinite(block), strict=True):
+                row.raw = raw.clone()  # rows are thinned out one by one
                 _complete(row)
                 if row.histogram is not None:
                     row.histogram = row.histogram.to("cpu", torch.int32)
-                if self._first_nonfinite is None and _nonfinite(row):
+                if self._first_nonfinite is None and broken:
                     self._first_nonfinite = row.step.step
         self._in_flight = []
 
@@ -280,10 +291,24 @@ def _complete(row: _Row) -> None:
         row.step = replace(row.step, loss_scale=scale, skipped=skipped)
 
 
-def _nonfinite(row: _Row) -> bool:
-    assert row.raw is not None
-    seen = row.raw[[column for column, n in enumerate(row.numel) if n != UNSEEN]]
-    return bool((seen[:, PLACE["nonfinite"]] > 0).any() or seen[:, PLACE["norm"]].isinf().any())
+def _merged(blocks: list[Tensor], n_rows: int) -> Tensor:
+    """Rows whose cells were written on several devices, each cell on one of them."""
+    if len(blocks) == 1:
+        return blocks[0]
+    width = max((block.shape[1] for block in blocks), default=1)
+    merged = torch.full((n_rows, width, len(RAW)), torch.nan)
+    for block in blocks:
+        mine = merged[:, : block.shape[1]]
+        mine.copy_(torch.where(block.isnan(), mine, block))
+    return merged
+
+
+def _nonfinite(raw: Tensor) -> list[bool]:
+    """Of each row, whether a tensor had NaN or Inf."""
+    tensors = raw[:, META + 1 :]
+    broken = (tensors[:, :, PLACE["nonfinite"]] > 0) | tensors[:, :, PLACE["norm"]].isinf()
+    found: list[bool] = broken.any(1).tolist()
+    return found
 
 
 def finish(rows: list[_Row], columns: list[RecordedTensor]) -> tuple[Tensor, Tensor]:

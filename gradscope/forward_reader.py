@@ -54,8 +54,6 @@ class _Output:
     also: tuple[Reader, ...]
     """What else is taken of it: of activations, dead and saturated units."""
     read_gradient: Reader
-    hooked: bool = False
-    """Whether its gradient is awaited in this step."""
 
 
 @dataclass(slots=True)
@@ -129,8 +127,6 @@ class ForwardReader:
         self._queued = False
         for known in self._modules.values():
             known.calls = known.recomputed = 0
-            for output in known.outputs.values():
-                output.hooked = False
         self._seen.clear()
         self._calls.clear()
         self._sinks.clear()
@@ -245,7 +241,6 @@ class ForwardReader:
             read(tensor)
         if tensor.requires_grad:
             _on_gradient(tensor, output.read_gradient)
-            output.hooked = True
 
     def _new_output(
         self, name: str, module: nn.Module, call: int, index: int, tensor: Tensor
@@ -287,9 +282,8 @@ class ForwardReader:
         known.recomputed += 1
         for index, tensor in enumerate(floating_in(output)):
             place = known.outputs.get((call, index))
-            if tensor.requires_grad and place is not None and not place.hooked:
+            if tensor.requires_grad and place is not None:
                 _on_gradient(tensor, place.read_gradient)
-                place.hooked = True
 
     def _end_of_forward(self, output: Any) -> None:
         roots = [t for t in floating_in(output) if t.requires_grad]

@@ -31,12 +31,10 @@ _CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 """The dtypes that the kernels read; others are converted."""
 
 if kernels is not None:
-    _EXCHANGE: object = Tensor.__dlpack_c_exchange_api__  # type: ignore[attr-defined]  # torch's stub
-    kernels.configure(Tensor, nn.Parameter, _EXCHANGE, len(RAW))
+    kernels.configure(Tensor, nn.Parameter, Tensor.__dlpack_c_exchange_api__, len(RAW))
 
 Reader = Callable[[Tensor], None]
 """Takes the statistics of one tensor into the cells that it was made for."""
-
 
 
 class ForwardHook(Protocol):
@@ -64,7 +62,7 @@ def forward_hook(
         hook: takes the rest.
     """
     if kernels is None:
-        return hook
+        return hook  # type: ignore[unreachable]  # mypy knows only the module
     return kernels.ForwardHook(modules, seen, usual, OrderedDict, hook)
 
 

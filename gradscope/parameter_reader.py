@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,18 +13,6 @@ from gradscope import statistics
 from gradscope.buffer import StatisticsBuffer
 from gradscope.meters import Meters
 from gradscope.trace import RecordedTensor
-
-
-@dataclass(slots=True, eq=False)
-class _Watched:
-    """One parameter, and which gradient of it was measured last in this step."""
-
-    name: str
-    parameter: Tensor
-    column: int = 0
-    """0 until it has a gradient or is known to get one."""
-    measured: tuple[int, int] | None = None
-    """Identity and version of the gradient."""
 
 
 class ParameterReader:
@@ -43,20 +30,24 @@ class ParameterReader:
         self._buffer = buffer
         self._meters = meters
         self._optimizers = optimizers
-        self._watched: list[_Watched] = []
+        self._names: list[str] = []
+        self._parameters: list[Tensor] = []
+        self._columns: list[int] = []
+        """Of each parameter; 0 until it has a gradient or is known to get one."""
         for name, parameter in model.named_parameters():
-            self._watched.append(_Watched(name, parameter))
-            if parameter.requires_grad:
-                self._give_column(self._watched[-1])
-        self._remembered: list[_Watched] = []
-        self._sharded: dict[int, Any] = {}
+            self._names.append(name)
+            self._parameters.append(parameter)
+            self._columns.append(
+                self._new_column(name, parameter) if parameter.requires_grad else 0
+            )
+        self.begin()
 
     def begin(self) -> None:
         """Forget the last step."""
-        self._remembered = []
-        self._sharded = {}
-        for each in self._watched:
-            each.measured = None
+        self._measured: list[tuple[int, int] | None] = [None] * len(self._parameters)
+        """Identity and version of the gradient that was measured last."""
+        self._remembered: list[int] = []
+        self._sharded: dict[int, Any] = {}
 
     def after_backward(self, scale: Tensor | None) -> None:
         """Take all statistics before anyone clips, and before an optimizer that may not step.
@@ -74,82 +65,93 @@ class ParameterReader:
             scale: factor that the gradients still carry from loss scaling, 0-d, or None.
         """
         grads = self._grads(optimizer)
-        changed = [(w, g) for w, g in grads if w.measured != (id(g), g._version)]
-        if changed:
+        if _marks(grads) != self._measured:
+            changed = [
+                None if mark == before else grad
+                for grad, mark, before in zip(grads, _marks(grads), self._measured, strict=True)
+            ]
             self._summarise(changed, scale, unclipped=False)
 
     def remember_weights(self, optimizer: Optimizer) -> None:
         """Before the step: norms of the weights, and a sample of each to compare with after it."""
-        self._remembered = [watched for watched, _ in self._grads(optimizer)]
-        for device, mine in _by_device(self._remembered):
-            weights = [each.parameter for each in mine]
-            self._meters.of(device).weights([each.column for each in mine], weights)
+        grads = self._grads(optimizer)
+        self._remembered = [i for i, grad in enumerate(grads) if grad is not None]
+        for device, mine in self._by_device(self._remembered):
+            columns, weights = self._of(mine)
+            self._meters.of(device).weights(columns, weights)
 
     def measure_update(self, optimizer: Optimizer) -> None:
         """After the step: how far it moved each parameter, from the sample taken before it."""
         stepped = _stepped_by(optimizer)
-        moved = [each for each in self._remembered if id(each.parameter) in stepped]
-        for device, mine in _by_device(moved):
-            weights = [each.parameter for each in mine]
-            self._meters.of(device).updates([each.column for each in mine], weights)
+        moved = [i for i in self._remembered if id(self._parameters[i]) in stepped]
+        for device, mine in self._by_device(moved):
+            columns, weights = self._of(mine)
+            self._meters.of(device).updates(columns, weights)
 
     def end(self) -> None:
         """Combine what the ranks of a sharded model measured, in one collective."""
         if self._sharded:
             _reduce_shards(self._sharded, self._buffer)
 
-    def _give_column(self, watched: _Watched) -> None:
-        module, _, last = watched.name.rpartition(".")
-        shape = tuple(watched.parameter.shape)
-        watched.column = self._buffer.column(
-            RecordedTensor("weight", module, last, -1, shape=shape)
-        )
+    def _new_column(self, name: str, parameter: Tensor) -> int:
+        module, _, last = name.rpartition(".")
+        shape = tuple(parameter.shape)
+        return self._buffer.column(RecordedTensor("weight", module, last, -1, shape=shape))
 
-    def _grads(self, optimizer: Optimizer | None) -> list[tuple[_Watched, Tensor]]:
-        """Gradients of what an optimizer steps, and of what no optimizer does."""
+    def _of(self, indices: list[int]) -> tuple[list[int], list[Tensor]]:
+        """Columns and parameters."""
+        for i in indices:
+            if not self._columns[i]:
+                self._columns[i] = self._new_column(self._names[i], self._parameters[i])
+        return [self._columns[i] for i in indices], [self._parameters[i] for i in indices]
+
+    def _by_device(self, indices: list[int]) -> list[tuple[torch.device, list[int]]]:
+        groups: dict[torch.device, list[int]] = {}
+        for i in indices:
+            groups.setdefault(self._parameters[i].device, []).append(i)
+        return list(groups.items())
+
+    def _grads(self, optimizer: Optimizer | None) -> list[Tensor | None]:
+        """The gradient of each parameter, None of what only other optimizers step."""
+        grads = [parameter.grad for parameter in self._parameters]
         others: set[int] = set()
         if optimizer is not None and len(self._optimizers) > 1:
             mine = _stepped_by(optimizer)
             for each in self._optimizers:
                 others |= _stepped_by(each) - mine
-        found = []
-        for watched in self._watched:
-            grad = watched.parameter.grad
-            if grad is not None and id(watched.parameter) not in others:
-                if not watched.column:
-                    self._give_column(watched)
-                found.append((watched, grad))
-        return found
+        if not others:
+            return grads
+        return [
+            None if id(parameter) in others else grad
+            for parameter, grad in zip(self._parameters, grads, strict=True)
+        ]
 
     def _summarise(
-        self, grads: list[tuple[_Watched, Tensor]], scale: Tensor | None, *, unclipped: bool
+        self, grads: list[Tensor | None], scale: Tensor | None, *, unclipped: bool
     ) -> None:
-        sparse = []
-        groups: dict[torch.device, tuple[list[int], list[Tensor]]] = {}
-        for watched, grad in grads:
-            parameter, column = watched.parameter, watched.column
-            watched.measured = (id(grad), grad._version)
-            columns, tensors = groups.setdefault(parameter.device, ([], []))
-            columns.append(column)
-            tensors.append(grad)
-            if type(grad) is not Tensor and hasattr(grad, "device_mesh"):
-                self._sharded[column] = grad
-            if grad.is_sparse:
-                sparse.append((column, grad))
-        for device, (columns, tensors) in groups.items():
+        marks = _marks(grads)
+        self._measured = [
+            mark or before for mark, before in zip(marks, self._measured, strict=True)
+        ]
+        given = [i for i, mark in enumerate(marks) if mark is not None]
+        for device, mine in self._by_device(given):
+            columns, _ = self._of(mine)
+            tensors = [grad for grad in map(grads.__getitem__, mine) if grad is not None]
             self._meters.of(device).parameter_gradients(columns, tensors, unclipped=unclipped)
             scaled = ("norm", "abs_max", "unclipped") if unclipped else ("norm", "abs_max")
             for name in scaled if scale is not None else ():
                 found = self._buffer.get(device, name, columns)
                 self._buffer.put(device, name, columns, _unscaled(found, scale))
-            if self._buffer.histograms:
-                for column, grad in zip(columns, tensors, strict=True):
+            for column, grad in zip(columns, tensors, strict=True):
+                if grad.is_sparse:
+                    self._count_what_is_not_stored(column, grad)
+                elif type(grad) is not Tensor and hasattr(grad, "device_mesh"):
+                    self._sharded[column] = grad
+                if self._buffer.histograms:
                     counts = statistics.log2_histogram(statistics.sample(grad))
                     self._buffer.put_histogram(column, counts)
-        for column, grad in sparse:
-            self._count_what_is_not_stored(column, grad)
-        if len(self.ever) < len(self._watched):
-            self.ever.update(watched.name for watched, _ in grads)
+        if len(self.ever) < len(self._names):
+            self.ever.update(self._names[i] for i in given)
 
     def _count_what_is_not_stored(self, column: int, grad: Tensor) -> None:
         """What a sparse gradient does not store is zero."""
@@ -161,11 +163,9 @@ class ParameterReader:
             share.fill_(1.0)
 
 
-def _by_device(watched: Iterable[_Watched]) -> list[tuple[torch.device, list[_Watched]]]:
-    groups: dict[torch.device, list[_Watched]] = {}
-    for each in watched:
-        groups.setdefault(each.parameter.device, []).append(each)
-    return list(groups.items())
+def _marks(grads: list[Tensor | None]) -> list[tuple[int, int] | None]:
+    """What changes with each gradient: its identity and its version."""
+    return [None if grad is None else (id(grad), grad._version) for grad in grads]
 
 
 def _stepped_by(optimizer: Optimizer) -> set[int]:

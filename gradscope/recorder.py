@@ -393,14 +393,15 @@ _COMPILED = (
 
 
 def _compiled(model: nn.Module) -> str:
-    waiting: list[nn.Module | None] = [model]  # several times faster than model.modules()
-    while waiting:
-        module = waiting.pop()
+    found: list[nn.Module | None] = [model]  # several times faster than model.modules()
+    for module in found:
         if module is None:
             continue
-        if module._compiled_call_impl is not None or "_orig_mod" in module._modules:
+        children = module._modules
+        if module._compiled_call_impl is not None or "_orig_mod" in children:
             return _COMPILED
-        waiting.extend(module._modules.values())
+        if children:
+            found.extend(children.values())
     return ""
 
 
