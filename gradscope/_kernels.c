@@ -263,7 +263,7 @@ static PyObject *plain_types[2]; /* Tensor and Parameter */
 static int64_t width;            /* cells of a column */
 
 #define ATTRIBUTES(EACH)                                                                             \
-    EACH(requires_grad) EACH(grad_fn) EACH(_version) EACH(_backward_hooks)                           \
+    EACH(grad) EACH(requires_grad) EACH(grad_fn) EACH(_version) EACH(_backward_hooks)                           \
     EACH(_register_hook_dict) EACH(base) EACH(numel) EACH(name) EACH(calls) EACH(outputs) EACH(read) \
     EACH(also) EACH(read_gradient) EACH(gradscope)
 #define DECLARE(attribute) static PyObject *name_##attribute;
@@ -445,6 +445,48 @@ static PyObject *py_measure(PyObject *self, PyObject *const *args, Py_ssize_t gi
     if (!expect(given, 4) || !look_into(args[0], &where.in) || !integers(args + 3, 1, &where.wanted))
         return NULL;
     return for_each(args[2], measure_one, &where);
+}
+
+static PyObject *py_measure_gradients(PyObject *self, PyObject *const *args, Py_ssize_t given) {
+    (void)self;
+    places where = {.columns = args[1]};
+    if (!expect(given, 5) || !look_into(args[0], &where.in) || !integers(args + 4, 1, &where.wanted))
+        return NULL;
+    PyObject *left = PyList_New(0), *parameters = args[2], *measured = args[3];
+    Py_ssize_t n = left ? PyList_Size(parameters) : -1;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyObject *grad = PyObject_GetAttr(PyList_GetItem(parameters, i), name_grad);
+        PyObject *version = grad && grad != Py_None ? PyObject_GetAttr(grad, name__version) : NULL;
+        PyObject *before = PyList_GetItem(measured, i), *mark = NULL;
+        if (version && before) {
+            uint64_t number = PyLong_AsUnsignedLongLong(version);
+            mark = PyLong_FromUnsignedLongLong(((uint64_t)(uintptr_t)grad << 16) ^ number);
+        }
+        int changed = mark ? PyObject_RichCompareBool(mark, before, Py_NE) : 0;
+        if (changed == 1) {
+            int64_t column;
+            vector read;
+            if (column_at(&where, i, &column) && column && read_tensor(grad, &read)) {
+                if (measure(&read, &where.in, column, where.wanted) == 0) {
+                    PyList_SetItem(measured, i, mark);
+                    mark = NULL;
+                }
+            } else {
+                PyObject *index = PyLong_FromSsize_t(i);
+                if (index)
+                    PyList_Append(left, index);
+                Py_XDECREF(index);
+            }
+        }
+        Py_XDECREF(mark);
+        Py_XDECREF(version);
+        Py_XDECREF(grad);
+        if (PyErr_Occurred()) {
+            Py_CLEAR(left);
+            break;
+        }
+    }
+    return left;
 }
 
 /* Length, distance and number of the runs of a sample, the address of their copy, and for how many
@@ -856,6 +898,10 @@ static PyMethodDef methods[] = {
      "Write the first `wanted` of norm, share of NaN and Inf, largest magnitude, share of zeros,\n"
      "norm of each tensor to the cells of its column, and how many numbers it has; returns the\n"
      "indices of tensors that must be converted."},
+    {"measure_gradients", FAST(py_measure_gradients),
+     "measure_gradients(area, columns, parameters, measured, wanted)\n\n"
+     "The same for those gradients of parameters whose mark in `measured` is not theirs, which it\n"
+     "renews; also returns the indices of those without a column."},
     {"remember", FAST(py_remember),
      "remember(area, columns, tensors, samples, place)\n\n"
      "Copy the runs of each tensor and write its norm, scaled up from them; returns as `measure`."},

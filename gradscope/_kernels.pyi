@@ -28,6 +28,14 @@ class ForwardHook:
 
 def configure(tensor: type, parameter: type, exchange: object, width: int, /) -> None: ...
 def measure(area: Area, columns: list[int], tensors: list[Tensor], wanted: int, /) -> list[int]: ...
+def measure_gradients(
+    area: Area,
+    columns: list[int],
+    parameters: list[Tensor],
+    measured: list[int],
+    wanted: int,
+    /,
+) -> list[int]: ...
 def remember(
     area: Area,
     columns: list[int],

@@ -81,10 +81,46 @@ class Meters:
             meter = self._meters[device] = kind(device, self._buffer)
         return meter
 
+    def gradients(
+        self,
+        columns: list[int],
+        parameters: list[Tensor],
+        measured: list[int],
+        *,
+        unclipped: bool,
+    ) -> list[int]:
+        """Take the plain gradients in main memory that were not measured yet.
+
+        Args:
+            columns: column of each parameter, 0 where it has none yet.
+            parameters: of any device.
+            measured: `mark` of each gradient that was measured last; brought up to date.
+            unclipped: whether nobody clipped yet.
+
+        Returns:
+            Indices of the other gradients that were not measured yet.
+        """
+        if kernels is None:
+            return not_measured(parameters, measured)  # type: ignore[unreachable]  # as above
+        area = self._buffer.area(torch.device("cpu"), max(columns, default=0))
+        wanted = _UNCLIPPED if unclipped else _ALL
+        return kernels.measure_gradients(area, columns, parameters, measured, wanted)
+
     def end(self) -> None:
         """Finish what was left to the end of the step."""
         for meter in self._meters.values():
             meter.end()
+
+
+def mark(grad: Tensor) -> int:
+    """A number that changes when a gradient is another tensor or was written to."""
+    return id(grad) << 16 ^ grad._version
+
+
+def not_measured(parameters: Sequence[Tensor], measured: Sequence[int]) -> list[int]:
+    """Indices of the parameters whose gradient has another mark than was measured."""
+    grads = [parameter.grad for parameter in parameters]
+    return [i for i, g in enumerate(grads) if g is not None and mark(g) != measured[i]]
 
 
 class HostMeter:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradscope import statistics
-from gradscope.buffer import StatisticsBuffer
-from gradscope.meters import Meters
+from gradscope.buffer import UNSEEN, StatisticsBuffer
+from gradscope.meters import Meters, mark, not_measured
 from gradscope.trace import RecordedTensor
 
 
@@ -44,8 +44,8 @@ class ParameterReader:
 
     def begin(self) -> None:
         """Forget the last step."""
-        self._measured: list[tuple[int, int] | None] = [None] * len(self._parameters)
-        """Identity and version of the gradient that was measured last."""
+        self._measured = [0] * len(self._parameters)
+        """`mark` of the gradient that was measured last."""
         self._remembered: list[int] = []
         self._sharded: dict[int, Any] = {}
 
@@ -55,7 +55,8 @@ class ParameterReader:
         Args:
             scale: factor that the gradients carry from loss scaling, 0-d, or None.
         """
-        self._summarise(self._grads(None), scale, unclipped=True)
+        self._measured = [0] * len(self._parameters)  # what ranks exchange changes no mark
+        self._take(set(), scale, unclipped=True)
 
     def measure(self, optimizer: Optimizer | None, scale: Tensor | None = None) -> None:
         """Take the statistics of what has changed since the backward pass: nothing, unless clipped.
@@ -64,18 +65,16 @@ class ParameterReader:
             optimizer: leave out the parameters that only other optimizers step; None: all.
             scale: factor that the gradients still carry from loss scaling, 0-d, or None.
         """
-        grads = self._grads(optimizer)
-        if _marks(grads) != self._measured:
-            changed = [
-                None if mark == before else grad
-                for grad, mark, before in zip(grads, _marks(grads), self._measured, strict=True)
-            ]
-            self._summarise(changed, scale, unclipped=False)
+        self._take(self._of_others(optimizer), scale, unclipped=False)
 
     def remember_weights(self, optimizer: Optimizer) -> None:
         """Before the step: norms of the weights, and a sample of each to compare with after it."""
-        grads = self._grads(optimizer)
-        self._remembered = [i for i, grad in enumerate(grads) if grad is not None]
+        others = self._of_others(optimizer)
+        self._remembered = [
+            i
+            for i, parameter in enumerate(self._parameters)
+            if parameter.grad is not None and id(parameter) not in others
+        ]
         for device, mine in self._by_device(self._remembered):
             columns, weights = self._of(mine)
             self._meters.of(device).weights(columns, weights)
@@ -89,9 +88,13 @@ class ParameterReader:
             self._meters.of(device).updates(columns, weights)
 
     def end(self) -> None:
-        """Combine what the ranks of a sharded model measured, in one collective."""
+        """Combine what the ranks of a sharded model measured, in one collective; note what came."""
         if self._sharded:
             _reduce_shards(self._sharded, self._buffer)
+        if len(self.ever) < len(self._names):
+            for name, column in zip(self._names, self._columns, strict=True):
+                if self._buffer.numel[column] != UNSEEN:
+                    self.ever.add(name)
 
     def _new_column(self, name: str, parameter: Tensor) -> int:
         module, _, last = name.rpartition(".")
@@ -111,47 +114,46 @@ class ParameterReader:
             groups.setdefault(self._parameters[i].device, []).append(i)
         return list(groups.items())
 
-    def _grads(self, optimizer: Optimizer | None) -> list[Tensor | None]:
-        """The gradient of each parameter, None of what only other optimizers step."""
-        grads = [parameter.grad for parameter in self._parameters]
+    def _of_others(self, optimizer: Optimizer | None) -> set[int]:
+        """The parameters that only other optimizers step, by identity."""
         others: set[int] = set()
         if optimizer is not None and len(self._optimizers) > 1:
             mine = _stepped_by(optimizer)
             for each in self._optimizers:
                 others |= _stepped_by(each) - mine
-        if not others:
-            return grads
-        return [
-            None if id(parameter) in others else grad
-            for parameter, grad in zip(self._parameters, grads, strict=True)
-        ]
+        return others
 
-    def _summarise(
-        self, grads: list[Tensor | None], scale: Tensor | None, *, unclipped: bool
+    def _take(self, others: set[int], scale: Tensor | None, *, unclipped: bool) -> None:
+        """Take the gradients that were not measured yet, without those of some parameters."""
+        if others or scale is not None or self._buffer.histograms:
+            left = not_measured(self._parameters, self._measured)
+            left = [i for i in left if id(self._parameters[i]) not in others]
+        else:
+            left = self._meters.gradients(
+                self._columns, self._parameters, self._measured, unclipped=unclipped
+            )
+        for device, mine in self._by_device(left):
+            self._take_on(device, mine, scale, unclipped=unclipped)
+
+    def _take_on(
+        self, device: torch.device, indices: list[int], scale: Tensor | None, *, unclipped: bool
     ) -> None:
-        marks = _marks(grads)
-        self._measured = [
-            mark or before for mark, before in zip(marks, self._measured, strict=True)
-        ]
-        given = [i for i, mark in enumerate(marks) if mark is not None]
-        for device, mine in self._by_device(given):
-            columns, _ = self._of(mine)
-            tensors = [grad for grad in map(grads.__getitem__, mine) if grad is not None]
-            self._meters.of(device).parameter_gradients(columns, tensors, unclipped=unclipped)
-            scaled = ("norm", "abs_max", "unclipped") if unclipped else ("norm", "abs_max")
-            for name in scaled if scale is not None else ():
-                found = self._buffer.get(device, name, columns)
-                self._buffer.put(device, name, columns, _unscaled(found, scale))
-            for column, grad in zip(columns, tensors, strict=True):
-                if grad.is_sparse:
-                    self._count_what_is_not_stored(column, grad)
-                elif type(grad) is not Tensor and hasattr(grad, "device_mesh"):
-                    self._sharded[column] = grad
-                if self._buffer.histograms:
-                    counts = statistics.log2_histogram(statistics.sample(grad))
-                    self._buffer.put_histogram(column, counts)
-        if len(self.ever) < len(self._names):
-            self.ever.update(self._names[i] for i in given)
+        columns, parameters = self._of(indices)
+        tensors = [p.grad for p in parameters if p.grad is not None]
+        self._meters.of(device).parameter_gradients(columns, tensors, unclipped=unclipped)
+        scaled = ("norm", "abs_max", "unclipped") if unclipped else ("norm", "abs_max")
+        for name in scaled if scale is not None else ():
+            found = self._buffer.get(device, name, columns)
+            self._buffer.put(device, name, columns, _unscaled(found, scale))
+        for i, column, grad in zip(indices, columns, tensors, strict=True):
+            self._measured[i] = mark(grad)
+            if grad.is_sparse:
+                self._count_what_is_not_stored(column, grad)
+            elif type(grad) is not Tensor and hasattr(grad, "device_mesh"):
+                self._sharded[column] = grad
+            if self._buffer.histograms:
+                counts = statistics.log2_histogram(statistics.sample(grad))
+                self._buffer.put_histogram(column, counts)
 
     def _count_what_is_not_stored(self, column: int, grad: Tensor) -> None:
         """What a sparse gradient does not store is zero."""
@@ -161,11 +163,6 @@ class ParameterReader:
             share.sub_(1).mul_(stored).add_(1)
         else:
             share.fill_(1.0)
-
-
-def _marks(grads: list[Tensor | None]) -> list[tuple[int, int] | None]:
-    """What changes with each gradient: its identity and its version."""
-    return [None if grad is None else (id(grad), grad._version) for grad in grads]
 
 
 def _stepped_by(optimizer: Optimizer) -> set[int]:
