@@ -265,7 +265,7 @@ static int64_t width;            /* cells of a column */
 #define ATTRIBUTES(EACH)                                                                             \
     EACH(grad) EACH(requires_grad) EACH(grad_fn) EACH(_version) EACH(_backward_hooks)                           \
     EACH(_register_hook_dict) EACH(base) EACH(numel) EACH(name) EACH(calls) EACH(outputs) EACH(read) \
-    EACH(also) EACH(read_gradient) EACH(gradscope)
+    EACH(also) EACH(read_gradient) EACH(hooks) EACH(gradscope)
 #define DECLARE(attribute) static PyObject *name_##attribute;
 ATTRIBUTES(DECLARE)
 
@@ -728,8 +728,9 @@ static void hook_dealloc(PyObject *object) {
     unmade(object);
 }
 
-static int is_usual(PyObject *usual) {
-    for (Py_ssize_t i = 0; i < PyTuple_Size(usual); i++) {
+/* Only the first of them may be otherwise for a tensor that has a history. */
+static int is_usual(PyObject *usual, int has_history) {
+    for (Py_ssize_t i = 0; i < (has_history ? 1 : PyTuple_Size(usual)); i++) {
         PyObject *pair = PyTuple_GetItem(usual, i);
         PyObject *found = PyObject_CallNoArgs(PyTuple_GetItem(pair, 0));
         int same = found ? PyObject_RichCompareBool(found, PyTuple_GetItem(pair, 1), Py_EQ) : -1;
@@ -740,16 +741,28 @@ static int is_usual(PyObject *usual) {
     return 1;
 }
 
+/* The hooks for a tensor of this output: those of an earlier step, if that step's graph is gone and
+ * nobody else added to them. */
+static PyObject *hooks_for(hook *self, PyObject *output) {
+    PyObject *hooks = PyObject_GetAttr(output, name_hooks);
+    if (!hooks || (hooks != Py_None && Py_REFCNT(hooks) == 2 && PyDict_Size(hooks) == 1))
+        return hooks;
+    Py_DECREF(hooks);
+    hooks = PyObject_CallNoArgs(self->given[HOOKS]);
+    PyObject *read = hooks ? PyObject_GetAttr(output, name_read_gradient) : NULL;
+    if (!read || PyObject_SetItem(hooks, name_gradscope, read) < 0 ||
+        PyObject_SetAttr(output, name_hooks, hooks) < 0)
+        Py_CLEAR(hooks);
+    Py_XDECREF(read);
+    return hooks;
+}
+
 /* Have the gradient read: what Tensor.register_hook does, without a handle to remove it with. */
 static int await_gradient(hook *self, PyObject *tensor, PyObject *node, PyObject *output) {
-    PyObject *hooks = PyObject_CallNoArgs(self->given[HOOKS]);
-    PyObject *read = hooks ? PyObject_GetAttr(output, name_read_gradient) : NULL;
-    PyObject *done = NULL;
-    if (read && PyObject_SetItem(hooks, name_gradscope, read) == 0 &&
-        PyObject_SetAttr(tensor, name__backward_hooks, hooks) == 0)
+    PyObject *hooks = hooks_for(self, output), *done = NULL;
+    if (hooks && PyObject_SetAttr(tensor, name__backward_hooks, hooks) == 0)
         done = PyObject_CallMethodObjArgs(node, name__register_hook_dict, tensor, NULL);
     Py_XDECREF(hooks);
-    Py_XDECREF(read);
     Py_XDECREF(done);
     return done ? 0 : -1;
 }
@@ -805,7 +818,8 @@ static int take(hook *self, PyObject *module, PyObject *tensor) {
         return 0;
     if (!(own[MODULE] = PyLong_FromVoidPtr(module)) || !(own[ID] = PyLong_FromVoidPtr(tensor)) ||
         !(known = PyDict_GetItemWithError(self->given[MODULES], own[MODULE])) ||
-        (taken = is_usual(self->given[USUAL])) != 1)
+        !(own[WANTS] = PyObject_GetAttr(tensor, name_requires_grad)) ||
+        (taken = is_usual(self->given[USUAL], own[WANTS] == Py_True)) != 1)
         goto done;
     taken = 0;
     if (!(own[CALLS] = PyObject_GetAttr(known, name_calls)) ||
@@ -820,8 +834,7 @@ static int take(hook *self, PyObject *module, PyObject *tensor) {
         !(own[KEY] = Py_BuildValue("(Oi)", own[CALLS], 0)) ||
         !(output = PyDict_GetItemWithError(own[OUTPUTS], own[KEY])) ||
         !(own[READ] = PyObject_GetAttr(output, name_read)) ||
-        (PyObject *)Py_TYPE(own[READ]) != reader_type || !read_tensor(tensor, &read) ||
-        !(own[WANTS] = PyObject_GetAttr(tensor, name_requires_grad)))
+        (PyObject *)Py_TYPE(own[READ]) != reader_type || !read_tensor(tensor, &read))
         goto done;
     if (own[WANTS] == Py_True &&
         (!(own[NODE] = PyObject_GetAttr(tensor, name_grad_fn)) || own[NODE] == Py_None ||

@@ -37,7 +37,7 @@ _in_inference_mode = torch.is_inference_mode_enabled
 _in_transform = torch._C._are_functorch_transforms_active
 _backward_pass = torch._C._current_graph_task_id  # DDP asks the same way whether one is running
 
-_USUAL = ((_in_inference_mode, False), (_in_transform, False), (_backward_pass, -1))
+_USUAL = ((_backward_pass, -1), (_in_inference_mode, False), (_in_transform, False))
 """What tells a plain forward pass, and how."""
 
 
@@ -54,6 +54,8 @@ class _Output:
     also: tuple[Reader, ...]
     """What else is taken of it: of activations, dead and saturated units."""
     read_gradient: Reader
+    hooks: OrderedDict[str, Reader] | None = None
+    """What the last tensor of it carries, if the compiled forward hook took it."""
 
 
 @dataclass(slots=True)
@@ -110,7 +112,10 @@ class ForwardReader:
         self._on_another_pass = on_another_pass
         self._seen: dict[int, tuple[weakref.ref[Tensor], int, str, int]] = {}
         self._calls: list[Call] = []
+        self._roots: list[Any] = []
+        """Graph nodes of what the network returned, while the structure is to be read."""
         self._sinks: list[Any] = []
+        """Those of them that got a gradient."""
         # The root ends the pass and recurrent layers have a time, so theirs are never as before.
         alike = {
             id(m): self._modules[id(m)]
@@ -128,8 +133,7 @@ class ForwardReader:
         for known in self._modules.values():
             known.calls = known.recomputed = 0
         self._seen.clear()
-        self._calls.clear()
-        self._sinks.clear()
+        self._forget_graph()
         self.hook.active = self.structure is not None
 
     def end(self) -> None:
@@ -297,11 +301,14 @@ class ForwardReader:
         self._finished = True
         self.hook.active = False
         for root in roots:
-            _on_gradient(root, partial(self._root_gradient, root.grad_fn))
+            if self.structure is None:
+                self._roots.append(root.grad_fn)  # a hook that held it would keep the graph alive
+            _on_gradient(root, partial(self._root_gradient, len(self._roots) - 1))
 
-    def _root_gradient(self, node: Any, grad: Tensor) -> None:
+    def _root_gradient(self, index: int, grad: Tensor) -> None:
         del grad
-        self._sinks.append(node)
+        if self._roots:
+            self._sinks.append(self._roots[index])
         if not self._queued:
             self._queued = True
             # A callback queued from a callback runs after those of DDP and FSDP, which finish
@@ -320,7 +327,11 @@ class ForwardReader:
             return
         sinks = self._sinks or [c.node for c in reversed(self._calls) if c.node is not None]
         self.structure = read_structure(model, self._calls, sinks)
+        self._forget_graph()
+
+    def _forget_graph(self) -> None:
         self._calls.clear()
+        self._roots.clear()
         self._sinks.clear()
 
 

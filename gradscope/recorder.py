@@ -193,7 +193,8 @@ class Scope:
         """Detach from the model and the optimizers; the trace stays available."""
         if self._trace is not None:
             return
-        self._disarm()
+        self._recording = False
+        self._detach_forward()
         for handle in self._handles:
             handle.remove()
         _WATCHED.pop(self._model, None)
@@ -208,6 +209,8 @@ class Scope:
         self._measured = False
         self._stepped.clear()
         self._recording = self._buffer.wants(self._step)
+        if not self._recording or self._step == 1:  # the first step has a hook of its own
+            self._detach_forward()
         if not self._recording:
             return
         self._buffer.begin()
@@ -218,9 +221,11 @@ class Scope:
             self._install()
 
     def _install(self) -> None:
-        blind_spot = _compiled(self._model)
-        if blind_spot:
-            self._cannot_see(blind_spot)
+        if _compiled(self._model):
+            self._detach_forward()
+            self._cannot_see(_COMPILED)
+            return
+        if self._hooks:
             return
         self._hooks.append(register_module_forward_hook(self._forward.hook))
         if self._forward.has_fused_recurrence:  # a hook before every module costs, so only then
@@ -247,10 +252,6 @@ class Scope:
         if getattr(module, "_orig_mod", None) is self._model:
             self._detach_forward()
             self._cannot_see(_COMPILED)
-
-    def _disarm(self) -> None:
-        self._detach_forward()
-        self._recording = False
 
     def _detach_forward(self) -> None:
         _remove(self._hooks)
@@ -296,7 +297,6 @@ class Scope:
 
     def _end_step(self, *, skipped: bool = False) -> None:
         if self._recording:
-            self._disarm()
             self._parameters.end()
             self._forward.end()
             self._meters.end()
@@ -392,17 +392,17 @@ _COMPILED = (
 )
 
 
-def _compiled(model: nn.Module) -> str:
+def _compiled(model: nn.Module) -> bool:
     found: list[nn.Module | None] = [model]  # several times faster than model.modules()
     for module in found:
         if module is None:
             continue
         children = module._modules
         if module._compiled_call_impl is not None or "_orig_mod" in children:
-            return _COMPILED
+            return True
         if children:
             found.extend(children.values())
-    return ""
+    return False
 
 
 class _ScalerView:
