@@ -199,7 +199,6 @@ class OwnTime:
     """Time spent inside gradscope's callbacks, at their outermost entry, while it is entered."""
 
     ENTRIES = (
-        (forward_reader.ForwardReader, "saw"),
         (forward_reader.ForwardReader, "_root_gradient"),
         (recorder.Scope, "_after_backward"),
         (recorder.Scope, "_before_step"),
@@ -218,6 +217,9 @@ class OwnTime:
             make = meter.gradient_reader
             self._originals.append((meter, "gradient_reader", make))
             meter.gradient_reader = lambda *args, make=make: self._timed(make(*args))
+        register = recorder.register_module_forward_hook
+        self._originals.append((recorder, "register_module_forward_hook", register))
+        recorder.register_module_forward_hook = lambda hook: register(self._timed(hook))
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -754,6 +754,72 @@ def test_only_a_module_can_be_watched():
 # Compilation
 
 
+def test_the_graph_of_a_step_is_freed_with_it():
+    """No cycle keeps a step's graph alive until the garbage collector comes."""
+
+    class Witness(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.witness = Owner()
+            alive.append(weakref.ref(ctx.witness))
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * 2
+
+    class Owner:
+        pass
+
+    class Layer(nn.Module):
+        def forward(self, x):
+            return Witness.apply(x)
+
+    alive = []
+    model = nn.Sequential(nn.Linear(3, 3), Layer(), nn.Linear(3, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    gc.collect()
+    gc.disable()
+    try:
+        with gradscope.watch(model, optimizer, every=1):
+            for _ in range(4):
+                step(model, optimizer, torch.randn(2, 3))
+                assert alive[-1]() is None
+    finally:
+        gc.enable()
+
+
+def test_hooks_of_users_stay_with_their_tensor():
+    """A hook that a user sets on an output is called for that output, not for later ones."""
+
+    class Hooked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 1)
+
+        def forward(self, x):
+            hidden, number = self.first(x), len(calls)
+            calls.append(0)
+
+            def count(gradient):
+                calls[number] += 1
+
+            hidden.register_hook(count)
+            return self.last(hidden)
+
+    calls: list[int] = []
+    model = Hooked()
+    with gradscope.watch(model, every=1) as scope:
+        losses = []
+        for _ in range(5):
+            losses.append(model(torch.randn(2, 3)).sum())
+            losses[-1].backward(retain_graph=True)
+            scope.step()
+        assert calls == [1] * 5
+        losses[2].backward()
+    assert calls == [1, 1, 2, 1, 1]
+
+
 @pytest.mark.parametrize("late", [True, False], ids=["watched first", "compiled first"])
 def test_compiled_models_say_what_they_hide(late):
     """A compiled model gives its parameter gradients, one warning, and no silent hole."""
