@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import warnings
 
 import pytest
@@ -64,7 +65,8 @@ def worker(rank, port, kind, results):
             original = distributed.all_gather_into_tensor
 
             def counted(output, tensor, *args, **kwargs):
-                collectives.append(output.numel())
+                if sys._getframe(1).f_globals["__name__"].startswith("gradscope."):
+                    collectives.append(output.numel())  # FSDP gathers its weights with it too
                 return original(output, tensor, *args, **kwargs)
 
             distributed.all_gather_into_tensor = counted
@@ -97,6 +99,5 @@ def test_two_ranks_record_what_one_process_records(kind):
         assert (table - expected).abs().max().max() < 1e-5
         if kind == "fsdp2":
             full = sum(p.numel() for p in build().parameters())
-            ours = [n for n in collectives if n % 8 == 0]
-            assert len(ours) == STEPS, "one collective per recorded step"
-            assert max(ours) == 2 * 8 * 6 < 2 * full, "statistics travel, gradients do not"
+            assert len(collectives) == STEPS, "one collective per recorded step"
+            assert max(collectives) == 2 * 8 * 6 < 2 * full, "statistics travel, gradients do not"
