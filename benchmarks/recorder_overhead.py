@@ -286,11 +286,16 @@ def measure(
     ratios, bare, shares, own = [], [], [], OwnTime()
     with attach(load.model, load.optimizer):  # first use: imports, buffers, structure
         load.step()
-    for _ in range(rounds):
-        plain = statistics.fmean(load.step() for _ in range(steps))
-        with attach(load.model, load.optimizer) as before_optimizer:
-            load.step(before_optimizer)  # the first step reads the structure
-            recorded = statistics.fmean(load.step(before_optimizer) for _ in range(steps))
+    for i in range(rounds):
+        plain = recorded = 0.0
+        for attached in (i % 2 == 0, i % 2 == 1):  # in turn, so that a drift favours neither
+            if attached:
+                with attach(load.model, load.optimizer) as before_optimizer:
+                    load.step(before_optimizer)  # the first step reads the structure
+                    recorded = statistics.fmean(load.step(before_optimizer) for _ in range(steps))
+            else:
+                load.step()  # after work of another kind, as the first step there
+                plain = statistics.fmean(load.step() for _ in range(steps))
         if ours:  # apart, because measuring costs too
             with own, attach(load.model, load.optimizer):
                 load.step()

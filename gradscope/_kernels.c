@@ -263,7 +263,7 @@ static PyObject *plain_types[2]; /* Tensor and Parameter */
 static int64_t width;            /* cells of a column */
 
 #define ATTRIBUTES(EACH)                                                                             \
-    EACH(grad) EACH(requires_grad) EACH(grad_fn) EACH(_version) EACH(_backward_hooks)                           \
+    EACH(grad) EACH(requires_grad) EACH(grad_fn) EACH(_version) EACH(_backward_hooks)                \
     EACH(_register_hook_dict) EACH(base) EACH(numel) EACH(name) EACH(calls) EACH(outputs) EACH(read) \
     EACH(also) EACH(read_gradient) EACH(hooks) EACH(gradscope)
 #define DECLARE(attribute) static PyObject *name_##attribute;
@@ -728,9 +728,8 @@ static void hook_dealloc(PyObject *object) {
     unmade(object);
 }
 
-/* Only the first of them may be otherwise for a tensor that has a history. */
-static int is_usual(PyObject *usual, int has_history) {
-    for (Py_ssize_t i = 0; i < (has_history ? 1 : PyTuple_Size(usual)); i++) {
+static int is_usual(PyObject *usual) {
+    for (Py_ssize_t i = 0; i < PyTuple_Size(usual); i++) {
         PyObject *pair = PyTuple_GetItem(usual, i);
         PyObject *found = PyObject_CallNoArgs(PyTuple_GetItem(pair, 0));
         int same = found ? PyObject_RichCompareBool(found, PyTuple_GetItem(pair, 1), Py_EQ) : -1;
@@ -818,13 +817,16 @@ static int take(hook *self, PyObject *module, PyObject *tensor) {
         return 0;
     if (!(own[MODULE] = PyLong_FromVoidPtr(module)) || !(own[ID] = PyLong_FromVoidPtr(tensor)) ||
         !(known = PyDict_GetItemWithError(self->given[MODULES], own[MODULE])) ||
-        !(own[WANTS] = PyObject_GetAttr(tensor, name_requires_grad)) ||
-        (taken = is_usual(self->given[USUAL], own[WANTS] == Py_True)) != 1)
+        (taken = is_usual(self->given[USUAL])) != 1)
         goto done;
     taken = 0;
     if (!(own[CALLS] = PyObject_GetAttr(known, name_calls)) ||
-        !(own[VERSION] = PyObject_GetAttr(tensor, name__version)))
+        !(own[WANTS] = PyObject_GetAttr(tensor, name_requires_grad)))
         goto done;
+    if (!(own[VERSION] = PyObject_GetAttr(tensor, name__version))) {
+        PyErr_Clear(); /* tensors of the inference mode have none */
+        goto done;
+    }
     if ((taken = was_seen(self, own[ID], tensor, own[VERSION])) != 0) {
         if (taken == 1)
             note_call(known, own[CALLS]);

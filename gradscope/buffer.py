@@ -110,6 +110,8 @@ class StatisticsBuffer:
         self.columns: list[RecordedTensor] = []
         self.numel = [UNSEEN]
         """Real numbers in the tensor of each column in this step; who measures one writes it."""
+        self.ever: set[int] = set()
+        """Columns that were seen in some step, be it one that was thinned out since."""
         self.histograms = histograms
         self._max_steps = max_steps
         self._index: dict[tuple[str, str, str, int, int], int] = {}
@@ -194,6 +196,8 @@ class StatisticsBuffer:
     def end(self, step: RecordedStep, scaled: frozenset[int]) -> None:
         """Finish the row: `scaled` names the columns that still carry the loss scale."""
         alike = bool(self._rows) and self._rows[-1].numel == self.numel
+        if not alike:
+            self.ever.update(column for column, n in enumerate(self.numel) if n != UNSEEN)
         row = _Row(step, self._rows[-1].numel if alike else self.numel.copy(), scaled)
         row.histogram = self._histogram
         self._waiting.append(row)

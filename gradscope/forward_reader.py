@@ -175,6 +175,8 @@ class ForwardReader:
             self.truncated.add(known.name)
             return
         for index, tensor in enumerate(floating_in(output)):
+            if tensor.is_inference():  # made in the inference mode: no version, no gradient
+                continue
             made = self._seen.get(id(tensor))
             if made is None or made[0]() is not tensor or made[1] != tensor._version:
                 made = (weakref.ref(tensor), tensor._version, known.name, call)

@@ -100,8 +100,8 @@ class Meters:
         Returns:
             Indices of the other gradients that were not measured yet.
         """
-        if kernels is None:
-            return not_measured(parameters, measured)  # type: ignore[unreachable]  # as above
+        if kernels is None or not any(parameter.is_cpu for parameter in parameters):
+            return not_measured(parameters, measured)
         area = self._buffer.area(torch.device("cpu"), max(columns, default=0))
         wanted = _UNCLIPPED if unclipped else _ALL
         return kernels.measure_gradients(area, columns, parameters, measured, wanted)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradscope import statistics
-from gradscope.buffer import UNSEEN, StatisticsBuffer
+from gradscope.buffer import StatisticsBuffer
 from gradscope.meters import Meters, mark, not_measured
 from gradscope.trace import RecordedTensor
 
@@ -25,8 +25,6 @@ class ParameterReader:
         buffer: StatisticsBuffer,
         meters: Meters,
     ) -> None:
-        self.ever: set[str] = set()
-        """Names of the parameters that got a gradient in some recorded step."""
         self._buffer = buffer
         self._meters = meters
         self._optimizers = optimizers
@@ -88,13 +86,17 @@ class ParameterReader:
             self._meters.of(device).updates(columns, weights)
 
     def end(self) -> None:
-        """Combine what the ranks of a sharded model measured, in one collective; note what came."""
+        """Combine what the ranks of a sharded model measured, in one collective."""
         if self._sharded:
             _reduce_shards(self._sharded, self._buffer)
-        if len(self.ever) < len(self._names):
-            for name, column in zip(self._names, self._columns, strict=True):
-                if self._buffer.numel[column] != UNSEEN:
-                    self.ever.add(name)
+
+    def ever(self) -> set[str]:
+        """Names of the parameters that got a gradient in some recorded step."""
+        return {
+            name
+            for name, column in zip(self._names, self._columns, strict=True)
+            if column in self._buffer.ever
+        }
 
     def _new_column(self, name: str, parameter: Tensor) -> int:
         module, _, last = name.rpartition(".")

@@ -221,11 +221,10 @@ class Scope:
             self._install()
 
     def _install(self) -> None:
-        if _compiled(self._model):
-            self._detach_forward()
-            self._cannot_see(_COMPILED)
+        if self._hooks:  # still there from the last step
             return
-        if self._hooks:
+        if _compiled(self._model):
+            self._cannot_see(_COMPILED)
             return
         self._hooks.append(register_module_forward_hook(self._forward.hook))
         if self._forward.has_fused_recurrence:  # a hook before every module costs, so only then
@@ -309,7 +308,7 @@ class Scope:
         rows = self._buffer.rows()
         columns = self._buffer.columns
         values, present = finish(rows, columns)
-        structure = _complete(self._forward.structure, self._model, self._parameters.ever)
+        structure = _complete(self._forward.structure, self._model, self._parameters.ever())
         return Trace(
             tensors=_ordered(columns, structure),
             steps=tuple(row.step for row in rows),

@@ -789,6 +789,20 @@ def test_the_graph_of_a_step_is_freed_with_it():
         gc.enable()
 
 
+def test_tensors_of_the_inference_mode_pass_through():
+    """A tensor that was made in the inference mode and is handed on outside of it does no harm."""
+    model = nn.Sequential(nn.Identity(), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.watch(model, optimizer, every=1) as scope:
+        for _ in range(3):
+            with torch.inference_mode():
+                inputs = torch.ones(2, 4)
+            assert model[0](inputs) is inputs
+            step(model, optimizer, torch.ones(2, 4))
+    frame = scope.trace().to_pandas()
+    assert len(frame[(frame.kind == "activation_grad") & (frame.module == "1")]) == 3
+
+
 def test_hooks_of_users_stay_with_their_tensor():
     """A hook that a user sets on an output is called for that output, not for later ones."""
 
