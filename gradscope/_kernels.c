@@ -264,7 +264,7 @@ static int64_t width;            /* cells of a column */
 
 #define ATTRIBUTES(EACH)                                                                             \
     EACH(grad) EACH(requires_grad) EACH(grad_fn) EACH(_version) EACH(_backward_hooks)                \
-    EACH(_register_hook_dict) EACH(base) EACH(numel) EACH(name) EACH(calls) EACH(outputs) EACH(read) \
+    EACH(_register_hook_dict) EACH(base) EACH(numel) EACH(calls) EACH(outputs) EACH(read) \
     EACH(also) EACH(read_gradient) EACH(hooks) EACH(gradscope)
 #define DECLARE(attribute) static PyObject *name_##attribute;
 ATTRIBUTES(DECLARE)
@@ -688,15 +688,14 @@ static PyType_Spec reader_spec = {.name = "gradscope._kernels.Reader",
                                   .flags = Py_TPFLAGS_DEFAULT,
                                   .slots = reader_slots};
 
-/* ForwardHook(modules, seen, usual, hooks, otherwise): forward_reader.ForwardReader.saw for a module
- * whose call gave one plain tensor in an earlier step and gives one again. Anything else goes to
- * `otherwise`.
+/* ForwardHook(modules, usual, hooks, otherwise): forward_reader.ForwardReader.saw for a module whose
+ * call gave one plain tensor in an earlier step and now gives one with a history. Anything else goes
+ * to `otherwise`.
  *
  * modules: id of a module -> forward_reader._Module
- * seen: id of a tensor -> (weak reference to it, its version, name of the module, call)
  * usual: (function, what it returns within a plain forward pass), ...
  * hooks: class of a tensor's dictionary of hooks */
-enum { MODULES, SEEN, USUAL, HOOKS, OTHERWISE, GIVEN };
+enum { MODULES, USUAL, HOOKS, OTHERWISE, GIVEN };
 
 typedef struct {
     PyObject_HEAD
@@ -729,15 +728,14 @@ static void hook_dealloc(PyObject *object) {
 }
 
 static int is_usual(PyObject *usual) {
-    for (Py_ssize_t i = 0; i < PyTuple_Size(usual); i++) {
+    int same = 1;
+    for (Py_ssize_t i = 0; i < PyTuple_Size(usual) && same == 1; i++) {
         PyObject *pair = PyTuple_GetItem(usual, i);
         PyObject *found = PyObject_CallNoArgs(PyTuple_GetItem(pair, 0));
-        int same = found ? PyObject_RichCompareBool(found, PyTuple_GetItem(pair, 1), Py_EQ) : -1;
+        same = found ? PyObject_RichCompareBool(found, PyTuple_GetItem(pair, 1), Py_EQ) : -1;
         Py_XDECREF(found);
-        if (same != 1)
-            return same;
     }
-    return 1;
+    return same == 1;
 }
 
 /* The hooks for a tensor of this output: those of an earlier step, if that step's graph is gone and
@@ -766,34 +764,10 @@ static int await_gradient(hook *self, PyObject *tensor, PyObject *node, PyObject
     return done ? 0 : -1;
 }
 
-/* Whether this very tensor, unchanged since, was made by a module that ran before. */
-static int was_seen(hook *self, PyObject *id, PyObject *tensor, PyObject *version) {
-    PyObject *made_by = PyDict_GetItemWithError(self->given[SEEN], id);
-    if (!made_by)
-        return PyErr_Occurred() ? -1 : 0;
-    PyObject *alive = PyObject_CallNoArgs(PyTuple_GetItem(made_by, 0));
-    Py_XDECREF(alive); /* the caller holds it too, if it is this tensor */
-    if (alive != tensor)
-        return alive ? 0 : -1;
-    return PyObject_RichCompareBool(PyTuple_GetItem(made_by, 1), version, Py_EQ);
-}
-
 static int note_call(PyObject *known, PyObject *calls) {
     PyObject *next = PyLong_FromLong(PyLong_AsLong(calls) + 1);
     int failed = !next || PyObject_SetAttr(known, name_calls, next) < 0;
     Py_XDECREF(next);
-    return failed ? -1 : 0;
-}
-
-static int note_tensor(hook *self, PyObject *id, PyObject *tensor, PyObject *version,
-                       PyObject *known, PyObject *calls) {
-    PyObject *alive = PyWeakref_NewRef(tensor, NULL);
-    PyObject *name = alive ? PyObject_GetAttr(known, name_name) : NULL;
-    PyObject *made_by = name ? PyTuple_Pack(4, alive, version, name, calls) : NULL;
-    int failed = !made_by || PyDict_SetItem(self->given[SEEN], id, made_by) < 0;
-    Py_XDECREF(alive);
-    Py_XDECREF(name);
-    Py_XDECREF(made_by);
     return failed ? -1 : 0;
 }
 
@@ -809,27 +783,21 @@ static int take_also(PyObject *output, PyObject *tensor) {
 
 /* 1 where the output was taken; 0 where it is not as expected, and nothing was changed. */
 static int take(hook *self, PyObject *module, PyObject *tensor) {
-    enum { MODULE, ID, VERSION, CALLS, OUTPUTS, KEY, READ, WANTS, NODE, AWAITED, OWNED };
+    enum { ID, WANTS, NODE, AWAITED, CALLS, OUTPUTS, KEY, READ, OWNED };
     PyObject *own[OWNED] = {NULL}, *known = NULL, *output = NULL;
     vector read;
     int taken = 0;
     if ((PyObject *)Py_TYPE(tensor) != plain_types[0])
         return 0;
-    if (!(own[MODULE] = PyLong_FromVoidPtr(module)) || !(own[ID] = PyLong_FromVoidPtr(tensor)) ||
-        !(known = PyDict_GetItemWithError(self->given[MODULES], own[MODULE])) ||
-        (taken = is_usual(self->given[USUAL])) != 1)
+    if (!(own[ID] = PyLong_FromVoidPtr(module)) ||
+        !(known = PyDict_GetItemWithError(self->given[MODULES], own[ID])) ||
+        !(own[WANTS] = PyObject_GetAttr(tensor, name_requires_grad)) || own[WANTS] != Py_True ||
+        !(own[NODE] = PyObject_GetAttr(tensor, name_grad_fn)) || own[NODE] == Py_None ||
+        !(own[AWAITED] = PyObject_GetAttr(tensor, name__backward_hooks)) ||
+        !(own[CALLS] = PyObject_GetAttr(known, name_calls)) || !is_usual(self->given[USUAL]))
         goto done;
-    taken = 0;
-    if (!(own[CALLS] = PyObject_GetAttr(known, name_calls)) ||
-        !(own[WANTS] = PyObject_GetAttr(tensor, name_requires_grad)))
-        goto done;
-    if (!(own[VERSION] = PyObject_GetAttr(tensor, name__version))) {
-        PyErr_Clear(); /* tensors of the inference mode have none */
-        goto done;
-    }
-    if ((taken = was_seen(self, own[ID], tensor, own[VERSION])) != 0) {
-        if (taken == 1)
-            note_call(known, own[CALLS]);
+    if (own[AWAITED] != Py_None) { /* taken where a module within this one returned it, or a user's */
+        taken = PyMapping_HasKey(own[AWAITED], name_gradscope) && note_call(known, own[CALLS]) == 0;
         goto done;
     }
     if (!(own[OUTPUTS] = PyObject_GetAttr(known, name_outputs)) ||
@@ -838,16 +806,10 @@ static int take(hook *self, PyObject *module, PyObject *tensor) {
         !(own[READ] = PyObject_GetAttr(output, name_read)) ||
         (PyObject *)Py_TYPE(own[READ]) != reader_type || !read_tensor(tensor, &read))
         goto done;
-    if (own[WANTS] == Py_True &&
-        (!(own[NODE] = PyObject_GetAttr(tensor, name_grad_fn)) || own[NODE] == Py_None ||
-         !(own[AWAITED] = PyObject_GetAttr(tensor, name__backward_hooks)) || own[AWAITED] != Py_None))
-        goto done;
     reader *of = (reader *)own[READ];
-    if (note_call(known, own[CALLS]) == 0 &&
-        note_tensor(self, own[ID], tensor, own[VERSION], known, own[CALLS]) == 0 &&
-        measure(&read, &of->into, of->column, of->wanted) == 0 && take_also(output, tensor) == 0 &&
-        (!own[NODE] || await_gradient(self, tensor, own[NODE], output) == 0))
-        taken = 1;
+    taken = note_call(known, own[CALLS]) == 0 &&
+            measure(&read, &of->into, of->column, of->wanted) == 0 &&
+            take_also(output, tensor) == 0 && await_gradient(self, tensor, own[NODE], output) == 0;
 done:
     for (int i = 0; i < OWNED; i++)
         Py_XDECREF(own[i]);

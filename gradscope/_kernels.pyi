@@ -18,7 +18,6 @@ class ForwardHook:
     def __init__(
         self,
         modules: Mapping[int, Any],
-        seen: Mapping[int, Any],
         usual: Sequence[tuple[Callable[[], object], object]],
         hooks: type[dict[Any, Any]],
         otherwise: Callable[[nn.Module, tuple[Any, ...], Any], None],

@@ -37,8 +37,11 @@ _in_inference_mode = torch.is_inference_mode_enabled
 _in_transform = torch._C._are_functorch_transforms_active
 _backward_pass = torch._C._current_graph_task_id  # DDP asks the same way whether one is running
 
-_USUAL = ((_backward_pass, -1), (_in_inference_mode, False), (_in_transform, False))
-"""What tells a plain forward pass, and how."""
+_USUAL = ((_backward_pass, -1), (_in_transform, False))
+"""What tells that a tensor with a history comes from a plain forward pass, and how."""
+
+_HOOK = "gradscope"
+"""Our key among the hooks of a tensor; `_kernels.c` uses it too."""
 
 
 _KINDS: tuple[Kind, Kind] = ("activation", "activation_grad")
@@ -122,7 +125,7 @@ class ForwardReader:
             for m in model.modules()
             if m is not model and not isinstance(m, nn.RNNBase)
         }
-        self.hook = forward_hook(alike, self._seen, _USUAL, _ForwardHook(self))
+        self.hook = forward_hook(alike, _USUAL, _ForwardHook(self))
         """What is to be registered as forward hook."""
         self.begin()
 
@@ -179,6 +182,8 @@ class ForwardReader:
                 continue
             made = self._seen.get(id(tensor))
             if made is None or made[0]() is not tensor or made[1] != tensor._version:
+                if self.structure is not None and _HOOK in (tensor._backward_hooks or ()):
+                    continue  # the compiled hook took it
                 made = (weakref.ref(tensor), tensor._version, known.name, call)
                 self._seen[id(tensor)] = made
                 place = known.outputs.get((call, index))
@@ -344,7 +349,7 @@ def _on_gradient(tensor: Tensor, read: Reader) -> None:
         tensor.register_hook(read)  # type: ignore[no-untyped-call]  # torch's stub
     else:  # what register_hook does at half its cost: there is no handle to remove it with
         tensor._backward_hooks = hooks = OrderedDict()
-        hooks["gradscope"] = read  # several times faster than as an argument
+        hooks[_HOOK] = read  # several times faster than as an argument
         node._register_hook_dict(tensor)
 
 

@@ -49,7 +49,6 @@ class ForwardHook(Protocol):
 
 def forward_hook(
     modules: Mapping[int, Any],
-    seen: Mapping[int, Any],
     usual: Sequence[tuple[Callable[[], object], object]],
     hook: ForwardHook,
 ) -> ForwardHook:
@@ -57,13 +56,12 @@ def forward_hook(
 
     Args:
         modules: id of a module -> what is known of it.
-        seen: id of a tensor -> weak reference to it, its version, name of the module, call.
         usual: functions, and what they return within a plain forward pass.
         hook: takes the rest.
     """
     if kernels is None:
         return hook  # type: ignore[unreachable]  # mypy knows only the module
-    return kernels.ForwardHook(modules, seen, usual, OrderedDict, hook)
+    return kernels.ForwardHook(modules, usual, OrderedDict, hook)
 
 
 class Meters:
