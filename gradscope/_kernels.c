@@ -39,6 +39,9 @@ enum { BYTES_PER_THREAD = 1 << 16 };
 /* From this many bytes on, other threads of Python may run meanwhile: some ten microseconds. */
 enum { LONG_READ = 1 << 20 };
 
+/* So many statistics do without a look at single elements. */
+enum { NORM_AND_NONFINITE = 2 };
+
 static const size_t size_of[DTYPES] = {4, 8, 2};
 
 typedef struct {
@@ -114,6 +117,36 @@ DEFINE_SUMMARY(summary_float64, uint64_t, uint64_t, double, SAME, as_double, 0x7
 static void (*const summary_of[DTYPES])(const void *, int64_t, summary *) = {
     [FLOAT32] = summary_float32, [FLOAT64] = summary_float64, [BFLOAT16] = summary_bfloat16};
 
+/* The same for the sum of squares alone: where a tensor lies in a cache this takes half the time. */
+#define DEFINE_ENERGY(NAME, STORED, BITS, REAL, PATTERN, AS_REAL)                                    \
+    FOR_EACH_CPU static void NAME(const void *data, int64_t numel, summary *found) {                 \
+        double squares = 0;                                                                          \
+        for (int64_t at = 0; at < numel; at += BLOCK) {                                              \
+            const STORED *block = (const STORED *)data + at;                                         \
+            int64_t size = numel - at < BLOCK ? numel - at : BLOCK, i = 0;                           \
+            REAL sum[LANES] = {0};                                                                   \
+            for (; i + LANES <= size; i += LANES)                                                    \
+                for (int lane = 0; lane < LANES; lane++) {                                           \
+                    REAL value = AS_REAL((BITS)PATTERN(block[i + lane]));                            \
+                    sum[lane] += value * value;                                                      \
+                }                                                                                    \
+            for (int lane = 0; i < size; i++, lane++) {                                              \
+                REAL value = AS_REAL((BITS)PATTERN(block[i]));                                       \
+                sum[lane] += value * value;                                                          \
+            }                                                                                        \
+            for (int lane = 0; lane < LANES; lane++)                                                 \
+                squares += sum[lane];                                                                \
+        }                                                                                            \
+        *found = (summary){.squares = squares};                                                      \
+    }
+
+DEFINE_ENERGY(energy_float32, uint32_t, uint32_t, float, SAME, as_float)
+DEFINE_ENERGY(energy_bfloat16, uint16_t, uint32_t, float, WIDENED, as_float)
+DEFINE_ENERGY(energy_float64, uint64_t, uint64_t, double, SAME, as_double)
+
+static void (*const energy_of[DTYPES])(const void *, int64_t, summary *) = {
+    [FLOAT32] = energy_float32, [FLOAT64] = energy_float64, [BFLOAT16] = energy_bfloat16};
+
 static inline double from_float32(const void *data, int64_t i) { return ((const float *)data)[i]; }
 static inline double from_float64(const void *data, int64_t i) { return ((const double *)data)[i]; }
 static inline double from_bfloat16(const void *data, int64_t i) {
@@ -180,6 +213,7 @@ typedef struct {
     const char *data;
     enum dtype dtype;
     int64_t numel;
+    void (*read)(const void *, int64_t, summary *);
     int parts;
     summary found[MAX_THREADS];
 } job;
@@ -191,8 +225,7 @@ static void run_part(job *work, int part) {
     int64_t to = blocks * (part + 1) / work->parts * BLOCK;
     if (to > work->numel)
         to = work->numel;
-    summary_of[work->dtype](work->data + from * size_of[work->dtype], to - from,
-                            &work->found[part]);
+    work->read(work->data + from * size_of[work->dtype], to - from, &work->found[part]);
 }
 
 static void run_share(void *argument) {
@@ -201,11 +234,13 @@ static void run_share(void *argument) {
         run_part(work, part);
 }
 
-static summary summarise(const void *data, enum dtype dtype, int64_t numel) {
+static summary summarise(const void *data, enum dtype dtype, int64_t numel,
+                         void (*read)(const void *, int64_t, summary *)) {
     job work; /* each part is written before it is read */
     work.data = data;
     work.dtype = dtype;
     work.numel = numel;
+    work.read = read;
     work.parts = 1;
     int64_t useful = numel * (int64_t)size_of[dtype] / BYTES_PER_THREAD;
     if (run_parallel && useful > 1) {
@@ -230,10 +265,14 @@ static summary summarise(const void *data, enum dtype dtype, int64_t numel) {
     return whole;
 }
 
+/* Whether no square left the range of its type, so that no element was NaN or Inf either. */
+static int is_plain(double norm, enum dtype dtype) {
+    return dtype == FLOAT64 ? norm > 1e-150 && norm < 1e150 : norm > 1e-15 && norm < 1e18;
+}
+
 static double norm_of(const summary *found, const void *data, enum dtype dtype, int64_t numel) {
     double norm = sqrt(found->squares);
-    double low = dtype == FLOAT64 ? 1e-150 : 1e-15, high = dtype == FLOAT64 ? 1e150 : 1e18;
-    if ((norm > low && norm < high) || found->largest == 0 || !isfinite(found->largest))
+    if (is_plain(norm, dtype) || found->largest == 0 || !isfinite(found->largest))
         return isinf(found->largest) ? INFINITY : norm;
     return scaled_norm(data, dtype, numel, found->largest);
 }
@@ -368,8 +407,14 @@ static int measure(const vector *read, const area *into, int64_t column, int64_t
     if (read->numel > 0) {
         int64_t bytes = read->numel * (int64_t)size_of[read->dtype];
         PyThreadState *waiting = bytes > LONG_READ ? PyEval_SaveThread() : NULL;
-        found = summarise(read->data, read->dtype, read->numel);
-        norm = norm_of(&found, read->data, read->dtype, read->numel);
+        if (wanted <= NORM_AND_NONFINITE) {
+            found = summarise(read->data, read->dtype, read->numel, energy_of[read->dtype]);
+            norm = sqrt(found.squares);
+        }
+        if (!is_plain(norm, read->dtype)) {
+            found = summarise(read->data, read->dtype, read->numel, summary_of[read->dtype]);
+            norm = norm_of(&found, read->data, read->dtype, read->numel);
+        }
         if (waiting)
             PyEval_RestoreThread(waiting);
     }

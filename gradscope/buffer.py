@@ -343,9 +343,9 @@ def finish(rows: list[_Row], columns: list[RecordedTensor]) -> tuple[Tensor, Ten
     cell = {name: raw[:, :, i] for name, i in PLACE.items()}
     norm = cell["norm"] / scale
     abs_max = cell["abs_max"] / scale
-    # The largest magnitude carries NaN and Inf exactly; where a sample missed it, one is.
-    measured = torch.tensor([False, *(c.kind != "activation_grad" for c in columns)])
-    broken = torch.where(measured, ~abs_max.isfinite(), norm.isnan())
+    # The largest magnitude carries NaN and Inf exactly; where a sample missed it, one is. Where it
+    # was not taken, it is NaN and the norm tells.
+    broken = torch.where(abs_max.isnan(), norm.isnan(), ~abs_max.isfinite())
     counted = torch.where(norm.isfinite() & cell["nonfinite"].isnan(), 0.0, cell["nonfinite"])
     nonfinite = torch.where(broken & (counted == 0), 1 / numel, counted)
     columns_of = {

@@ -270,8 +270,8 @@ class ForwardReader:
                 also.append(meter.units_reader(column, dim))
             if type(module) in _BOUNDS:
                 also.append(self._saturation_reader(column, *_BOUNDS[type(module)]))
-        reader, gradient_reader = meter.output_reader(column), meter.gradient_reader(gradient)
-        return _Output(column, tensor.device, reader, tuple(also), gradient_reader)
+        reader = meter.output_reader(column, norm_only=self._norms_only)
+        return _Output(column, tensor.device, reader, tuple(also), meter.gradient_reader(gradient))
 
     def _saturation_reader(self, column: int, low: float, high: float) -> Reader:
         buffer = self._buffer

@@ -23,9 +23,9 @@ try:
 except ImportError:  # installed from source without a C compiler
     kernels = None  # type: ignore[assignment]  # mypy knows only the module
 
-_GRADIENT, _ALL, _UNCLIPPED = 2, 4, 5
-"""How many of the first raw statistics are taken of the gradient of an output, of others, and of
-the gradient of a parameter before clipping."""
+_NORM, _ALL, _UNCLIPPED = 2, 4, 5
+"""How many of the first raw statistics are taken: the norm and the share of NaN and Inf, those of
+elements too, and of the gradient of a parameter the norm before clipping too."""
 
 _CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 """The dtypes that the kernels read; others are converted."""
@@ -129,13 +129,13 @@ class HostMeter:
         self._buffer = buffer
         self._samples: dict[int, _Sample] = {}
 
-    def output_reader(self, column: int) -> Reader:
+    def output_reader(self, column: int, *, norm_only: bool) -> Reader:
         """Make what takes the statistics of an output of a module."""
-        return self._reader(column, _ALL)
+        return self._reader(column, _NORM if norm_only else _ALL)
 
     def gradient_reader(self, column: int) -> Reader:
         """Make what takes the gradient with respect to an output."""
-        return self._reader(column, _GRADIENT)
+        return self._reader(column, _NORM)
 
     def units_reader(self, column: int, dim: int) -> Reader:
         """Make what takes the share of units along a dimension that never gave but zero."""
@@ -239,17 +239,17 @@ class DeviceMeter:
         self._signs: dict[int, Tensor] = {}
         self._samples: dict[int, Tensor] = {}
 
-    def output_reader(self, column: int) -> Reader:
+    def output_reader(self, column: int, *, norm_only: bool) -> Reader:
         """Make what takes the statistics of an output of a module."""
 
         def read(tensor: Tensor) -> None:
             vector = statistics.elements(tensor)
             self._buffer.numel[column] = statistics.numel(tensor)
-            if not vector.numel():
-                return
-            statistics.write_largest(vector, self._buffer.cell(self._device, column, "abs_max"))
-            # What lasts to the end of the step must be a copy; its signs are all that counts.
-            self._signs[column] = statistics.sample(vector).sign()
+            if vector.numel() and not norm_only:
+                largest = self._buffer.cell(self._device, column, "abs_max")
+                statistics.write_largest(vector, largest)
+                # What lasts to the end of the step must be a copy; its signs are all that counts.
+                self._signs[column] = statistics.sample(vector).sign()
             self._norm(column, vector)
 
         return read

@@ -61,8 +61,8 @@ def watch(
         every: record every so many steps, beginning with the first; by default so few that the
             step is no more than one per cent slower on average.
         activations: record module outputs and their gradients too, not only parameter gradients.
-        norms_only: leave out what needs more than one look at each gradient and output: weights and
-            their updates, dead and saturated units.
+        norms_only: of outputs take nothing but the norm and the share of NaN and Inf, and leave out
+            weights and their updates.
         histograms: count log2|g| of each parameter gradient in bins of one power of two.
         scaler: the GradScaler, if there is one, so that skipped steps are known and gradients of
             activations are unscaled. Parameter gradients are unscaled without it.

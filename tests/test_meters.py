@@ -65,7 +65,7 @@ def test_statistics_are_those_of_float64(kind, shape, dtype, layout, data):
     drawn = data.draw(st.lists(values, min_size=numel, max_size=numel))
     tensor = laid_out(torch.tensor(drawn, dtype=torch.float64).reshape(shape).to(dtype), layout)
     meter, buffer, (column, gradient) = made(kind, 2)
-    meter.output_reader(column)(tensor)
+    meter.output_reader(column, norm_only=False)(tensor)
     meter.gradient_reader(gradient)(tensor)
     meter.end()
     plain = torch.view_as_real(tensor) if dtype.is_complex else tensor
@@ -114,7 +114,7 @@ def test_norms_whose_squares_leave_their_type(kind, scale):
     for dtype in (torch.float32, torch.float64):
         tensor = torch.full((12,), scale, dtype=dtype)
         meter, buffer, (column,) = made(kind)
-        meter.output_reader(column)(tensor)
+        meter.output_reader(column, norm_only=False)(tensor)
         expected = float(torch.tensor(float(tensor[0]) * 12**0.5).float())
         assert read(buffer, column, "norm") == [pytest.approx(expected, rel=1e-5, abs=1e-44)]
 
@@ -195,10 +195,10 @@ def test_the_same_sample_for_both_meters():
 def test_cells_stay_valid_when_the_buffer_grows():
     """A reader made before the buffer grew writes where the buffer reads."""
     meter, buffer, (column,) = made(meters.HostMeter)
-    reader = meter.output_reader(column)
+    reader = meter.output_reader(column, norm_only=False)
     for i in range(1000):
         last = buffer.column(RecordedTensor("weight", f"more{i}", "w", i))
-    meter.output_reader(last)(torch.full((4,), 2.0))
+    meter.output_reader(last, norm_only=False)(torch.full((4,), 2.0))
     reader(torch.full((9,), 1.0))
     assert read(buffer, column, "norm") == [3.0]
     assert read(buffer, last, "norm") == [4.0]
@@ -208,7 +208,7 @@ def test_a_graph_may_outlive_the_recording():
     """What a graph calls in its backward pass holds on to the memory that it writes."""
     meter, buffer, (column,) = made(meters.HostMeter)
     readers = [
-        meter.output_reader(column),
+        meter.output_reader(column, norm_only=False),
         meter.gradient_reader(column),
         meter.units_reader(column, 0),
     ]

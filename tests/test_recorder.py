@@ -185,8 +185,9 @@ def test_a_unit_is_dead_only_while_it_never_was_active():
     assert recorded(scope, "activation", "0", "dead_fraction") == [1.0, 0.5, 0.5]
 
 
-def test_norms_only_leaves_out_the_rest():
-    """Norms and their gradients as ever; no weights, updates, dead and saturated units."""
+@pytest.mark.parametrize("value", [1.0, math.inf, math.nan])
+def test_norms_only_leaves_out_the_rest(value):
+    """Norms and shares of NaN and Inf as ever; no weights, updates and elements of outputs."""
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 4), nn.Tanh())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     tables = []
@@ -194,14 +195,19 @@ def test_norms_only_leaves_out_the_rest():
         twin = copy.deepcopy(model)
         optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
         with gradscope.watch(twin, optimizer, every=1, norms_only=norms_only) as scope:
-            step(twin, optimizer, torch.ones(2, 3))
+            step(twin, optimizer, torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, value]]))
         tables.append(table(scope))
     whole, norms = tables
-    assert norms.norm.tolist() == whole.norm.tolist()
+    assert norms.norm.tolist() == pytest.approx(whole.norm.tolist(), rel=1e-6, nan_ok=True)
+    assert norms.nonfinite_fraction.tolist() == pytest.approx(whole.nonfinite_fraction.tolist())
+    assert whole.nonfinite_fraction.any() == (not math.isfinite(value))
     assert norms.kind.tolist() == whole.kind.tolist()
     left_out = ["weight_norm", "update_ratio", "saturated_fraction", "dead_fraction"]
     assert norms[left_out].isna().all().all()
     assert whole[left_out].notna().any().all()
+    outputs, elements = norms.kind == "activation", ["abs_max", "zero_fraction"]
+    assert norms[outputs][elements].isna().all().all()
+    assert norms[norms.kind == "weight"].zero_fraction.notna().all()
 
 
 def test_saturation_of_tanh():
