@@ -204,7 +204,8 @@ def test_norms_only_leaves_out_the_rest(value):
     assert norms.kind.tolist() == whole.kind.tolist()
     left_out = ["weight_norm", "update_ratio", "saturated_fraction", "dead_fraction"]
     assert norms[left_out].isna().all().all()
-    assert whole[left_out].notna().any().all()
+    if math.isfinite(value):
+        assert whole[left_out].notna().any().all()
     outputs, elements = norms.kind == "activation", ["abs_max", "zero_fraction"]
     assert norms[outputs][elements].isna().all().all()
     assert norms[norms.kind == "weight"].zero_fraction.notna().all()
