@@ -192,6 +192,9 @@ RECORDERS: dict[str, tuple[Attach, str]] = {
     "torchinstruments": (torch_instruments, "default statistics, every step"),
 }
 
+FIRST = 3
+"""Steps before those that are measured; the first reads the structure."""
+
 SLOW = ("wandb-gradients", "wandb-all", "tensorboard", "torchinstruments")
 
 
@@ -291,14 +294,17 @@ def measure(
         for attached in (i % 2 == 0, i % 2 == 1):  # in turn, so that a drift favours neither
             if attached:
                 with attach(load.model, load.optimizer) as before_optimizer:
-                    load.step(before_optimizer)  # the first step reads the structure
+                    for _ in range(FIRST):
+                        load.step(before_optimizer)
                     recorded = statistics.fmean(load.step(before_optimizer) for _ in range(steps))
             else:
-                load.step()  # after work of another kind, as the first step there
+                for _ in range(FIRST):
+                    load.step()
                 plain = statistics.fmean(load.step() for _ in range(steps))
         if ours:  # apart, because measuring costs too
             with own, attach(load.model, load.optimizer):
-                load.step()
+                for _ in range(FIRST):
+                    load.step()
                 own.spent_s = 0.0
                 for _ in range(steps):
                     load.step()
@@ -323,7 +329,7 @@ def main() -> None:
     parser.add_argument("--workload", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--recorder", nargs="+", choices=RECORDERS, default=list(RECORDERS))
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--steps", type=int, default=3, help="steps a round, of which the mean")
+    parser.add_argument("--steps", type=int, default=6, help="steps a round, of which the mean")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args()
