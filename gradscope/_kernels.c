@@ -303,8 +303,8 @@ static int64_t width;            /* cells of a column */
 
 #define ATTRIBUTES(EACH)                                                                             \
     EACH(grad) EACH(requires_grad) EACH(grad_fn) EACH(_version) EACH(_backward_hooks)                \
-    EACH(_register_hook_dict) EACH(base) EACH(numel) EACH(calls) EACH(outputs) EACH(read) \
-    EACH(also) EACH(read_gradient) EACH(hooks) EACH(gradscope)
+    EACH(_register_hook_dict) EACH(base) EACH(numel) EACH(calls) EACH(outputs) EACH(read)            \
+    EACH(also) EACH(read_gradient) EACH(hooks)
 #define DECLARE(attribute) static PyObject *name_##attribute;
 ATTRIBUTES(DECLARE)
 
@@ -733,14 +733,15 @@ static PyType_Spec reader_spec = {.name = "gradscope._kernels.Reader",
                                   .flags = Py_TPFLAGS_DEFAULT,
                                   .slots = reader_slots};
 
-/* ForwardHook(modules, usual, hooks, otherwise): forward_reader.ForwardReader.saw for a module whose
+/* ForwardHook(modules, usual, hooks, key, otherwise): forward_reader.ForwardReader.saw for a module whose
  * call gave one plain tensor in an earlier step and now gives one with a history. Anything else goes
  * to `otherwise`.
  *
  * modules: id of a module -> forward_reader._Module
  * usual: (function, what it returns within a plain forward pass), ...
- * hooks: class of a tensor's dictionary of hooks */
-enum { MODULES, USUAL, HOOKS, OTHERWISE, GIVEN };
+ * hooks: class of a tensor's dictionary of hooks
+ * key: stands for this hook among those of a tensor that it took */
+enum { MODULES, USUAL, HOOKS, KEY, OTHERWISE, GIVEN };
 
 typedef struct {
     PyObject_HEAD
@@ -792,7 +793,7 @@ static PyObject *hooks_for(hook *self, PyObject *output) {
     Py_DECREF(hooks);
     hooks = PyObject_CallNoArgs(self->given[HOOKS]);
     PyObject *read = hooks ? PyObject_GetAttr(output, name_read_gradient) : NULL;
-    if (!read || PyObject_SetItem(hooks, name_gradscope, read) < 0 ||
+    if (!read || PyObject_SetItem(hooks, self->given[KEY], read) < 0 ||
         PyObject_SetAttr(output, name_hooks, hooks) < 0)
         Py_CLEAR(hooks);
     Py_XDECREF(read);
@@ -828,7 +829,7 @@ static int take_also(PyObject *output, PyObject *tensor) {
 
 /* 1 where the output was taken; 0 where it is not as expected, and nothing was changed. */
 static int take(hook *self, PyObject *module, PyObject *tensor) {
-    enum { ID, WANTS, NODE, AWAITED, CALLS, OUTPUTS, KEY, READ, OWNED };
+    enum { ID, WANTS, NODE, AWAITED, CALLS, OUTPUTS, PLACE, READ, OWNED };
     PyObject *own[OWNED] = {NULL}, *known = NULL, *output = NULL;
     vector read;
     int taken = 0;
@@ -842,12 +843,12 @@ static int take(hook *self, PyObject *module, PyObject *tensor) {
         !(own[CALLS] = PyObject_GetAttr(known, name_calls)) || !is_usual(self->given[USUAL]))
         goto done;
     if (own[AWAITED] != Py_None) { /* taken where a module within this one returned it, or a user's */
-        taken = PyMapping_HasKey(own[AWAITED], name_gradscope) && note_call(known, own[CALLS]) == 0;
+        taken = PyMapping_HasKey(own[AWAITED], self->given[KEY]) && note_call(known, own[CALLS]) == 0;
         goto done;
     }
     if (!(own[OUTPUTS] = PyObject_GetAttr(known, name_outputs)) ||
-        !(own[KEY] = Py_BuildValue("(Oi)", own[CALLS], 0)) ||
-        !(output = PyDict_GetItemWithError(own[OUTPUTS], own[KEY])) ||
+        !(own[PLACE] = Py_BuildValue("(Oi)", own[CALLS], 0)) ||
+        !(output = PyDict_GetItemWithError(own[OUTPUTS], own[PLACE])) ||
         !(own[READ] = PyObject_GetAttr(output, name_read)) ||
         (PyObject *)Py_TYPE(own[READ]) != reader_type || !read_tensor(tensor, &read))
         goto done;

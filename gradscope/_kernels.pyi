@@ -20,6 +20,7 @@ class ForwardHook:
         modules: Mapping[int, Any],
         usual: Sequence[tuple[Callable[[], object], object]],
         hooks: type[dict[Any, Any]],
+        key: object,
         otherwise: Callable[[nn.Module, tuple[Any, ...], Any], None],
         /,
     ) -> None: ...

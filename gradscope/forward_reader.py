@@ -40,10 +40,6 @@ _backward_pass = torch._C._current_graph_task_id  # DDP asks the same way whethe
 _USUAL = ((_backward_pass, -1), (_in_transform, False))
 """What tells that a tensor with a history comes from a plain forward pass, and how."""
 
-_HOOK = "gradscope"
-"""Our key among the hooks of a tensor; `_kernels.c` uses it too."""
-
-
 _KINDS: tuple[Kind, Kind] = ("activation", "activation_grad")
 
 
@@ -57,7 +53,7 @@ class _Output:
     also: tuple[Reader, ...]
     """What else is taken of it: of activations, dead and saturated units."""
     read_gradient: Reader
-    hooks: OrderedDict[str, Reader] | None = None
+    hooks: OrderedDict[object, Reader] | None = None
     """What the last tensor of it carries, if the compiled forward hook took it."""
 
 
@@ -119,13 +115,15 @@ class ForwardReader:
         """Graph nodes of what the network returned, while the structure is to be read."""
         self._sinks: list[Any] = []
         """Those of them that got a gradient."""
+        self._key = object()
+        """Stands for this reader among the hooks of a tensor that it took."""
         # The root ends the pass and recurrent layers have a time, so theirs are never as before.
         alike = {
             id(m): self._modules[id(m)]
             for m in model.modules()
             if m is not model and not isinstance(m, nn.RNNBase)
         }
-        self.hook = forward_hook(alike, _USUAL, _ForwardHook(self))
+        self.hook = forward_hook(alike, _USUAL, self._key, _ForwardHook(self))
         """What is to be registered as forward hook."""
         self.begin()
 
@@ -182,7 +180,7 @@ class ForwardReader:
                 continue
             made = self._seen.get(id(tensor))
             if made is None or made[0]() is not tensor or made[1] != tensor._version:
-                if self.structure is not None and _HOOK in (tensor._backward_hooks or ()):
+                if self.structure is not None and self._key in (tensor._backward_hooks or ()):
                     continue  # the compiled hook took it
                 made = (weakref.ref(tensor), tensor._version, known.name, call)
                 self._seen[id(tensor)] = made
@@ -237,7 +235,7 @@ class ForwardReader:
             for column in columns:
                 self._buffer.numel[column] = grad.numel() // length
 
-        _on_gradient(sequence, take)
+        sequence.register_hook(take)  # type: ignore[no-untyped-call]  # torch's stub
 
     def _source(self, module: nn.Module, args: tuple[Any, ...]) -> str:
         """For a normalisation: the module that made the very tensor it was given."""
@@ -251,7 +249,17 @@ class ForwardReader:
         for read in output.also:
             read(tensor)
         if tensor.requires_grad:
-            _on_gradient(tensor, output.read_gradient)
+            self._await_gradient(tensor, output.read_gradient)
+
+    def _await_gradient(self, tensor: Tensor, read: Reader) -> None:
+        """Have the gradient of the tensor as it is now read, before in-place changes."""
+        node = tensor.grad_fn
+        if node is None or tensor._backward_hooks is not None or type(tensor) is not Tensor:
+            tensor.register_hook(read)  # type: ignore[no-untyped-call]  # torch's stub
+        else:  # what register_hook does at half its cost: there is no handle to remove it with
+            tensor._backward_hooks = hooks = OrderedDict()
+            hooks[self._key] = read  # several times faster than as an argument
+            node._register_hook_dict(tensor)
 
     def _new_output(
         self, name: str, module: nn.Module, call: int, index: int, tensor: Tensor
@@ -294,7 +302,7 @@ class ForwardReader:
         for index, tensor in enumerate(floating_in(output)):
             place = known.outputs.get((call, index))
             if tensor.requires_grad and place is not None:
-                _on_gradient(tensor, place.read_gradient)
+                self._await_gradient(tensor, place.read_gradient)
 
     def _end_of_forward(self, output: Any) -> None:
         roots = [t for t in floating_in(output) if t.requires_grad]
@@ -310,7 +318,8 @@ class ForwardReader:
         for root in roots:
             if self.structure is None:
                 self._roots.append(root.grad_fn)  # a hook that held it would keep the graph alive
-            _on_gradient(root, partial(self._root_gradient, len(self._roots) - 1))
+            take = partial(self._root_gradient, len(self._roots) - 1)
+            root.register_hook(take)  # type: ignore[no-untyped-call]  # torch's stub
 
     def _root_gradient(self, index: int, grad: Tensor) -> None:
         del grad
@@ -340,17 +349,6 @@ class ForwardReader:
         self._calls.clear()
         self._roots.clear()
         self._sinks.clear()
-
-
-def _on_gradient(tensor: Tensor, read: Reader) -> None:
-    """Have the gradient of the tensor as it is now read, before in-place changes."""
-    node = tensor.grad_fn
-    if node is None or tensor._backward_hooks is not None or type(tensor) is not Tensor:
-        tensor.register_hook(read)  # type: ignore[no-untyped-call]  # torch's stub
-    else:  # what register_hook does at half its cost: there is no handle to remove it with
-        tensor._backward_hooks = hooks = OrderedDict()
-        hooks[_HOOK] = read  # several times faster than as an argument
-        node._register_hook_dict(tensor)
 
 
 def floating_in(output: Any) -> Sequence[Tensor]:

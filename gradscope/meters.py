@@ -20,7 +20,9 @@ from gradscope.buffer import PLACE, RAW, Area, StatisticsBuffer
 
 try:
     from gradscope import _kernels as kernels
-except ImportError:  # installed from source without a C compiler
+
+    kernels.configure(Tensor, nn.Parameter, Tensor.__dlpack_c_exchange_api__, len(RAW))
+except ImportError:  # without a C compiler, or for a torch with another DLPack
     kernels = None  # type: ignore[assignment]  # mypy knows only the module
 
 _NORM, _ALL, _UNCLIPPED = 2, 4, 5
@@ -29,9 +31,6 @@ elements too, and of the gradient of a parameter the norm before clipping too.""
 
 _CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 """The dtypes that the kernels read; others are converted."""
-
-if kernels is not None:
-    kernels.configure(Tensor, nn.Parameter, Tensor.__dlpack_c_exchange_api__, len(RAW))
 
 Reader = Callable[[Tensor], None]
 """Takes the statistics of one tensor into the cells that it was made for."""
@@ -50,6 +49,7 @@ class ForwardHook(Protocol):
 def forward_hook(
     modules: Mapping[int, Any],
     usual: Sequence[tuple[Callable[[], object], object]],
+    key: object,
     hook: ForwardHook,
 ) -> ForwardHook:
     """The hook in compiled form, for what it can take itself; without kernels as it is.
@@ -57,11 +57,12 @@ def forward_hook(
     Args:
         modules: id of a module -> what is known of it.
         usual: functions, and what they return within a plain forward pass.
+        key: among the hooks of a tensor, tells that it was taken.
         hook: takes the rest.
     """
     if kernels is None:
         return hook  # type: ignore[unreachable]  # mypy knows only the module
-    return kernels.ForwardHook(modules, usual, OrderedDict, hook)
+    return kernels.ForwardHook(modules, usual, OrderedDict, key, hook)
 
 
 class Meters:

@@ -101,13 +101,14 @@ def watch(
                 f"watch() needs a torch.optim.Optimizer, got {type(each).__name__}; "
                 "pass the optimizer itself, or leave it out and call scope.step()"
             )
+    model = _unwrapped(model)
     existing = _WATCHED.get(model)
     if existing is not None and existing() is not None:
         raise RecorderError(
             "this model is watched already; close() the first scope before a second"
         )
     return Scope(
-        _unwrapped(model),
+        model,
         optimizers,
         StatisticsBuffer(every, max_steps, histograms=histograms),
         activations=activations,

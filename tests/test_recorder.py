@@ -8,6 +8,7 @@ import io
 import itertools
 import math
 import pickle
+import warnings
 import weakref
 from dataclasses import dataclass
 
@@ -723,6 +724,41 @@ def test_a_second_scope_is_refused():
     with gradscope.watch(model), pytest.raises(RecorderError, match="watched already"):
         gradscope.watch(model)
     gradscope.watch(model).close()
+
+
+def test_compiled_or_not_a_model_is_the_same():
+    """A second scope is refused too when either was given the model as compiled."""
+    model = mlp(2, 1)
+    compiled = torch.compile(model)
+    for first, second in ((model, compiled), (compiled, model), (compiled, compiled)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GradscopeWarning)
+            scope = gradscope.watch(first)
+        with pytest.raises(RecorderError, match="watched already"):
+            gradscope.watch(second)
+        scope.close()
+
+
+def test_scopes_of_a_model_and_of_its_part_do_not_disturb_each_other():
+    """Both record in every step what each records alone."""
+    batch = torch.randn(4, 5)
+
+    def norms(*watched):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 5), mlp(5, 3, 2))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scopes = [gradscope.watch(part(model), optimizer, every=1) for part in watched]
+        for _ in range(4):
+            step(model, optimizer, batch)
+        for scope in scopes:
+            scope.close()
+        return [scope.trace().values.nan_to_num(-1.0) for scope in scopes]
+
+    whole, part = (lambda model: model), (lambda model: model[1])
+    for outer_first in (True, False):
+        both = norms(whole, part) if outer_first else norms(part, whole)[::-1]
+        assert torch.equal(both[0], norms(whole)[0])
+        assert torch.equal(both[1], norms(part)[0])
 
 
 def test_forgetting_to_close_leaks_nothing():
