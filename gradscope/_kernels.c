@@ -49,6 +49,7 @@ typedef struct {
     double largest; /* magnitude; NaN if there is one */
     int64_t zeros;
     int64_t nonfinite;
+    int64_t block; /* of the largest */
 } summary;
 
 static inline float as_float(uint32_t bits) {
@@ -72,12 +73,12 @@ static inline double as_double(uint64_t bits) {
     FOR_EACH_CPU static void NAME(const void *data, int64_t numel, summary *found) {                 \
         double squares = 0;                                                                          \
         BITS largest = 0;                                                                            \
-        int64_t zeros = 0;                                                                           \
+        int64_t zeros = 0, where = 0;                                                                \
         for (int64_t at = 0; at < numel; at += BLOCK) {                                              \
             const STORED *block = (const STORED *)data + at;                                         \
             int64_t size = numel - at < BLOCK ? numel - at : BLOCK, i = 0;                           \
             REAL sum[LANES] = {0};                                                                   \
-            BITS top[LANES] = {0}, empty[LANES] = {0};                                               \
+            BITS top[LANES] = {0}, empty[LANES] = {0}, before = largest;                             \
             for (; i + LANES <= size; i += LANES)                                                    \
                 for (int lane = 0; lane < LANES; lane++) {                                           \
                     BITS bits = PATTERN(block[i + lane]) & MAGNITUDE;                                \
@@ -98,11 +99,13 @@ static inline double as_double(uint64_t bits) {
                 largest = largest > top[lane] ? largest : top[lane];                                 \
                 zeros += (int64_t)empty[lane];                                                       \
             }                                                                                        \
+            where = largest > before ? at / BLOCK : where;                                           \
         }                                                                                            \
         found->squares = squares;                                                                    \
         found->largest = AS_REAL(largest);                                                           \
         found->zeros = zeros;                                                                        \
         found->nonfinite = 0;                                                                        \
+        found->block = where;                                                                        \
         if (largest >= INFINITE)                                                                     \
             for (int64_t i = 0; i < numel; i++)                                                      \
                 found->nonfinite += (PATTERN(((const STORED *)data)[i]) & MAGNITUDE) >= INFINITE;    \
@@ -182,6 +185,23 @@ DEFINE_SQUARES(squares_bfloat16, from_bfloat16)
 static double (*const squares_of[DTYPES])(const void *, const void *, int64_t) = {
     [FLOAT32] = squares_float32, [FLOAT64] = squares_float64, [BFLOAT16] = squares_bfloat16};
 
+/* Changes when words of a block do, but for chance. */
+FOR_EACH_CPU static uint64_t checksum(const char *data, int64_t bytes) {
+    uint64_t sum[LANES / 2] = {0}, total = 0;
+    enum { STRIDE = LANES / 2 * sizeof(uint32_t) };
+    for (; bytes >= STRIDE; data += STRIDE, bytes -= STRIDE) {
+        uint32_t words[LANES / 2];
+        memcpy(words, data, STRIDE);
+        for (int lane = 0; lane < LANES / 2; lane++)
+            sum[lane] += words[lane];
+    }
+    uint32_t rest[LANES / 2] = {0};
+    memcpy(rest, data, (size_t)bytes);
+    for (int lane = 0; lane < LANES / 2; lane++)
+        total += sum[lane] + rest[lane];
+    return total;
+}
+
 /* Norm of elements whose squares leave the range of their type. */
 static double scaled_norm(const void *data, enum dtype dtype, int64_t numel, double largest) {
     double squares = 0;
@@ -226,6 +246,7 @@ static void run_part(job *work, int part) {
     if (to > work->numel)
         to = work->numel;
     work->read(work->data + from * size_of[work->dtype], to - from, &work->found[part]);
+    work->found[part].block += from / BLOCK;
 }
 
 static void run_share(void *argument) {
@@ -259,8 +280,10 @@ static summary summarise(const void *data, enum dtype dtype, int64_t numel,
         whole.squares += other->squares;
         whole.zeros += other->zeros;
         whole.nonfinite += other->nonfinite;
-        if (!(whole.largest >= other->largest)) /* also true where one of them is NaN */
-            whole.largest = isnan(whole.largest) ? whole.largest : other->largest;
+        if (!isnan(whole.largest) && !(whole.largest >= other->largest)) { /* also where it is NaN */
+            whole.largest = other->largest;
+            whole.block = other->block;
+        }
     }
     return whole;
 }
@@ -341,11 +364,28 @@ typedef struct {
     char *data;
     enum dtype dtype;
     int64_t numel;
-    int ndim;
+    int contiguous, ndim;
     const int64_t *shape;
 } vector;
 
-/* 1 where the tensor is contiguous and of a known dtype, 0 where it must be converted. */
+/* Whether the elements lie side by side in some order of the dimensions, as in channels_last. */
+static int is_dense(const dl_tensor *seen) {
+    uint64_t found = 0; /* dimensions, of which torch allows 64 */
+    int64_t numel = 1;
+    for (int i = 0; i < seen->ndim; i++) {
+        int next = 0;
+        while (next < seen->ndim &&
+               (found >> next & 1 || (seen->shape[next] != 1 && seen->strides[next] != numel)))
+            next++;
+        if (next == seen->ndim)
+            return 0;
+        found |= (uint64_t)1 << next;
+        numel *= seen->shape[next];
+    }
+    return 1;
+}
+
+/* 1 where the tensor is dense and of a known dtype, 0 where it must be converted. */
 static int read_tensor(PyObject *tensor, vector *read) {
     PyObject *type = (PyObject *)Py_TYPE(tensor);
     dl_tensor seen;
@@ -365,12 +405,14 @@ static int read_tensor(PyObject *tensor, vector *read) {
         read->dtype = BFLOAT16;
     else
         return 0;
-    read->numel = 1;
+    read->numel = read->contiguous = 1;
     for (int i = seen.ndim - 1; i >= 0; i--) {
         if (seen.shape[i] != 1 && seen.strides[i] != read->numel)
-            return 0;
+            read->contiguous = 0;
         read->numel *= seen.shape[i];
     }
+    if (read->numel && !read->contiguous && !is_dense(&seen))
+        return 0;
     read->data = (char *)seen.data + seen.byte_offset;
     read->ndim = seen.ndim;
     read->shape = seen.shape;
@@ -401,7 +443,8 @@ static float *cell(const area *in, int64_t column, int64_t place) {
     return *in->cells + column * width + place;
 }
 
-static int measure(const vector *read, const area *into, int64_t column, int64_t wanted) {
+static int measure(const vector *read, const area *into, int64_t column, int64_t wanted,
+                   int64_t *block) {
     summary found = {0};
     double norm = 0, numel = (double)read->numel;
     if (read->numel > 0) {
@@ -420,6 +463,7 @@ static int measure(const vector *read, const area *into, int64_t column, int64_t
     }
     double values[5] = {norm, numel ? (double)found.nonfinite / numel : 0, found.largest,
                         numel ? (double)found.zeros / numel : NAN, norm};
+    *block = found.block;
     float *out = cell(into, column, 0);
     for (int64_t i = 0; i < wanted && i < 5; i++)
         out[i] = (float)values[i];
@@ -478,10 +522,10 @@ static int column_at(const places *where, Py_ssize_t i, int64_t *column) {
 
 static int measure_one(const vector *read, Py_ssize_t i, void *context) {
     const places *where = context;
-    int64_t column;
+    int64_t column, block;
     if (!column_at(where, i, &column))
         return -1;
-    return measure(read, &where->in, column, where->wanted) < 0 ? -1 : 1;
+    return measure(read, &where->in, column, where->wanted, &block) < 0 ? -1 : 1;
 }
 
 static PyObject *py_measure(PyObject *self, PyObject *const *args, Py_ssize_t given) {
@@ -492,44 +536,89 @@ static PyObject *py_measure(PyObject *self, PyObject *const *args, Py_ssize_t gi
     return for_each(args[2], measure_one, &where);
 }
 
+/* What tells whether a gradient is still the one that was measured. An identity alone may be that of
+ * another tensor at the same place, and a version does not count what is written through `.data` or
+ * by an extension; all but contrived changes touch the block that has the largest element. */
+typedef struct {
+    uint64_t grad, version;
+    int64_t block;
+    uint64_t sum;
+} mark;
+
+static uint64_t checksum_of(const vector *read, int64_t block) {
+    int64_t from = block * BLOCK, size = read->numel - from < BLOCK ? read->numel - from : BLOCK;
+    int64_t bytes = (int64_t)size_of[read->dtype];
+    return size > 0 ? checksum(read->data + from * bytes, size * bytes) : 0;
+}
+
+static int is_measured(const mark *before, PyObject *grad, uint64_t version, const vector *read) {
+    return before->grad == (uint64_t)(uintptr_t)grad && before->version == version &&
+           before->sum == checksum_of(read, before->block);
+}
+
+/* 1 where the gradient was measured, now or before; 0 where it must be converted; -1 on errors. */
+static int measure_gradient(const places *where, Py_ssize_t i, PyObject *grad, mark *kept) {
+    int64_t column, block;
+    vector read;
+    if (!column_at(where, i, &column))
+        return -1;
+    if (!column || !read_tensor(grad, &read))
+        return 0;
+    PyObject *number = PyObject_GetAttr(grad, name__version);
+    uint64_t version = number ? PyLong_AsUnsignedLongLong(number) : 0;
+    Py_XDECREF(number);
+    if (PyErr_Occurred())
+        return -1;
+    if (is_measured(kept, grad, version, &read))
+        return 1;
+    if (measure(&read, &where->in, column, where->wanted, &block) < 0)
+        return -1;
+    *kept = (mark){(uint64_t)(uintptr_t)grad, version, block, checksum_of(&read, block)};
+    return 1;
+}
+
+/* Whether a set of identities has that of an object; -1 on errors. */
+static int is_among(PyObject *identities, PyObject *object) {
+    if (!PySet_Size(identities))
+        return 0;
+    PyObject *identity = PyLong_FromVoidPtr(object);
+    int found = identity ? PySet_Contains(identities, identity) : -1;
+    Py_XDECREF(identity);
+    return found;
+}
+
 static PyObject *py_measure_gradients(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     (void)self;
     places where = {.columns = args[1]};
-    if (!expect(given, 5) || !look_into(args[0], &where.in) || !integers(args + 4, 1, &where.wanted))
+    if (!expect(given, 6) || !look_into(args[0], &where.in) || !integers(args + 5, 1, &where.wanted))
         return NULL;
-    PyObject *left = PyList_New(0), *parameters = args[2], *measured = args[3];
-    Py_ssize_t n = left ? PyList_Size(parameters) : -1;
-    for (Py_ssize_t i = 0; i < n; i++) {
-        PyObject *grad = PyObject_GetAttr(PyList_GetItem(parameters, i), name_grad);
-        PyObject *version = grad && grad != Py_None ? PyObject_GetAttr(grad, name__version) : NULL;
-        PyObject *before = PyList_GetItem(measured, i), *mark = NULL;
-        if (version && before) {
-            uint64_t number = PyLong_AsUnsignedLongLong(version);
-            mark = PyLong_FromUnsignedLongLong(((uint64_t)(uintptr_t)grad << 16) ^ number);
+    PyObject *parameters = args[2], *others = args[3], *marks = args[4];
+    Py_ssize_t n = PyList_Size(parameters), bytes = n * (Py_ssize_t)sizeof(mark);
+    if (n < 0)
+        return NULL;
+    if (PyByteArray_Size(marks) != bytes) { /* nothing was measured yet */
+        if (PyByteArray_Resize(marks, bytes) < 0)
+            return NULL;
+        memset(PyByteArray_AsString(marks), 0, (size_t)bytes);
+    }
+    PyObject *left = PyList_New(0);
+    for (Py_ssize_t i = 0; left && i < n; i++) {
+        PyObject *parameter = PyList_GetItem(parameters, i), *index = NULL;
+        PyObject *grad = parameter ? PyObject_GetAttr(parameter, name_grad) : NULL;
+        int done = grad == Py_None ? 1 : grad ? is_among(others, parameter) : -1;
+        if (done == 0 && PyByteArray_Size(marks) == bytes) {
+            mark kept;
+            memcpy(&kept, PyByteArray_AsString(marks) + i * (Py_ssize_t)sizeof kept, sizeof kept);
+            done = measure_gradient(&where, i, grad, &kept);
+            if (PyByteArray_Size(marks) == bytes) /* other threads may have run meanwhile */
+                memcpy(PyByteArray_AsString(marks) + i * (Py_ssize_t)sizeof kept, &kept, sizeof kept);
         }
-        int changed = mark ? PyObject_RichCompareBool(mark, before, Py_NE) : 0;
-        if (changed == 1) {
-            int64_t column;
-            vector read;
-            if (column_at(&where, i, &column) && column && read_tensor(grad, &read)) {
-                if (measure(&read, &where.in, column, where.wanted) == 0) {
-                    PyList_SetItem(measured, i, mark);
-                    mark = NULL;
-                }
-            } else {
-                PyObject *index = PyLong_FromSsize_t(i);
-                if (index)
-                    PyList_Append(left, index);
-                Py_XDECREF(index);
-            }
-        }
-        Py_XDECREF(mark);
-        Py_XDECREF(version);
+        if (done == 0 && (!(index = PyLong_FromSsize_t(i)) || PyList_Append(left, index) < 0))
+            done = -1;
+        Py_XDECREF(index);
         Py_XDECREF(grad);
-        if (PyErr_Occurred()) {
+        if (done < 0)
             Py_CLEAR(left);
-            break;
-        }
     }
     return left;
 }
@@ -624,7 +713,7 @@ static PyObject *py_dead_units(PyObject *self, PyObject *const *args, Py_ssize_t
     vector read;
     if (!expect(given, 7) || !look_into(args[0], &in) || !integers(args + 1, 3, v))
         return NULL;
-    if (!read_tensor(args[6], &read))
+    if (!read_tensor(args[6], &read) || !read.contiguous)
         return PyObject_CallFunctionObjArgs(args[5], args[6], NULL);
     if (v[2] >= read.ndim) {
         PyErr_SetString(PyExc_IndexError, "no such dimension");
@@ -713,10 +802,11 @@ static PyObject *reader_call(PyObject *object, PyObject *args, PyObject *kwargs)
     reader *self = (reader *)object;
     PyObject *tensor;
     vector read;
+    int64_t block;
     if (!PyArg_UnpackTuple(args, "Reader", 1, 1, &tensor))
         return NULL;
     int failed = read_tensor(tensor, &read)
-                     ? measure(&read, &self->into, self->column, self->wanted)
+                     ? measure(&read, &self->into, self->column, self->wanted, &block)
                      : give_to(self->convert, tensor);
     if (failed)
         return NULL;
@@ -853,8 +943,9 @@ static int take(hook *self, PyObject *module, PyObject *tensor) {
         (PyObject *)Py_TYPE(own[READ]) != reader_type || !read_tensor(tensor, &read))
         goto done;
     reader *of = (reader *)own[READ];
+    int64_t block;
     taken = note_call(known, own[CALLS]) == 0 &&
-            measure(&read, &of->into, of->column, of->wanted) == 0 &&
+            measure(&read, &of->into, of->column, of->wanted, &block) == 0 &&
             take_also(output, tensor) == 0 && await_gradient(self, tensor, own[NODE], output) == 0;
 done:
     for (int i = 0; i < OWNED; i++)
@@ -922,9 +1013,10 @@ static PyMethodDef methods[] = {
      "norm of each tensor to the cells of its column, and how many numbers it has; returns the\n"
      "indices of tensors that must be converted."},
     {"measure_gradients", FAST(py_measure_gradients),
-     "measure_gradients(area, columns, parameters, measured, wanted)\n\n"
-     "The same for those gradients of parameters whose mark in `measured` is not theirs, which it\n"
-     "renews; also returns the indices of those without a column."},
+     "measure_gradients(area, columns, parameters, others, marks, wanted)\n\n"
+     "The same for the gradients of parameters, but of those whose identity is in the set `others`,\n"
+     "and of those that the bytearray `marks` shows as measured, which it brings up to date; also\n"
+     "returns the indices of those without a column."},
     {"remember", FAST(py_remember),
      "remember(area, columns, tensors, samples, place)\n\n"
      "Copy the runs of each tensor and write its norm, scaled up from them; returns as `measure`."},

@@ -32,7 +32,8 @@ def measure_gradients(
     area: Area,
     columns: list[int],
     parameters: list[Tensor],
-    measured: list[int],
+    others: set[int],
+    marks: bytearray,
     wanted: int,
     /,
 ) -> list[int]: ...

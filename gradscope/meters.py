@@ -84,26 +84,28 @@ class Meters:
         self,
         columns: list[int],
         parameters: list[Tensor],
-        measured: list[int],
+        others: set[int],
+        marks: bytearray,
         *,
         unclipped: bool,
     ) -> list[int]:
-        """Take the plain gradients in main memory that were not measured yet.
+        """Take the plain gradients in main memory, but for those already measured.
 
         Args:
             columns: column of each parameter, 0 where it has none yet.
             parameters: of any device.
-            measured: `mark` of each gradient that was measured last; brought up to date.
+            others: identities of parameters to leave out.
+            marks: what tells the gradients that were measured; brought up to date. Empty: none.
             unclipped: whether nobody clipped yet.
 
         Returns:
-            Indices of the other gradients that were not measured yet.
+            Indices of the gradients that are left to `parameter_gradients`.
         """
         if kernels is None or not any(parameter.is_cpu for parameter in parameters):
-            return not_measured(parameters, measured)
+            return with_gradient(parameters, others)
         area = self._buffer.area(torch.device("cpu"), max(columns, default=0))
         wanted = _UNCLIPPED if unclipped else _ALL
-        return kernels.measure_gradients(area, columns, parameters, measured, wanted)
+        return kernels.measure_gradients(area, columns, parameters, others, marks, wanted)
 
     def end(self) -> None:
         """Finish what was left to the end of the step."""
@@ -111,15 +113,9 @@ class Meters:
             meter.end()
 
 
-def mark(grad: Tensor) -> int:
-    """A number that changes when a gradient is another tensor or was written to."""
-    return id(grad) << 16 ^ grad._version
-
-
-def not_measured(parameters: Sequence[Tensor], measured: Sequence[int]) -> list[int]:
-    """Indices of the parameters whose gradient has another mark than was measured."""
-    grads = [parameter.grad for parameter in parameters]
-    return [i for i, g in enumerate(grads) if g is not None and mark(g) != measured[i]]
+def with_gradient(parameters: Sequence[Tensor], others: set[int]) -> list[int]:
+    """Indices of the parameters that have a gradient, but for those of some identities."""
+    return [i for i, p in enumerate(parameters) if p.grad is not None and id(p) not in others]
 
 
 class HostMeter:
@@ -239,6 +235,8 @@ class DeviceMeter:
         self._before: dict[int, tuple[Tensor, float]] = {}
         self._signs: dict[int, Tensor] = {}
         self._samples: dict[int, Tensor] = {}
+        self._counted: dict[int, tuple[int, int]] = {}
+        """Identity and version of the gradients whose shares were taken, by column."""
 
     def output_reader(self, column: int, *, norm_only: bool) -> Reader:
         """Make what takes the statistics of an output of a module."""
@@ -286,22 +284,30 @@ class DeviceMeter:
         self, columns: list[int], tensors: list[Tensor], *, unclipped: bool
     ) -> None:
         """Take what is recorded of the gradients of parameters; `unclipped`: nobody clipped yet."""
+        # A sample costs the host a slice, so none is taken again of a gradient that did not change,
+        # except of sparse ones, as the caller adds what is not stored. Norms are: nothing but the
+        # numbers tells who wrote through `.data` or by an extension.
+        changed = set()
         for column, tensor in zip(columns, tensors, strict=True):
             self._buffer.numel[column] = statistics.numel(tensor)
+            mark = (id(tensor), tensor._version)
+            if unclipped or tensor.is_sparse or self._counted.get(column) != mark:
+                self._counted[column] = mark
+                changed.add(column)
         columns, vectors = _not_empty(columns, tensors)
         if not vectors:
             return
-        samples = [statistics.sample(v) for v in vectors]
         norms = statistics.norms(vectors)
         if unclipped:
             self._buffer.put(self._device, "unclipped", columns, norms)
-        for name, values in (
-            ("norm", norms),
-            ("abs_max", statistics.largest(vectors)),
-            ("zero", statistics.zero_shares(samples)),
-            ("nonfinite", statistics.nonfinite_shares(samples)),
-        ):
-            self._buffer.put(self._device, name, columns, values)
+        self._buffer.put(self._device, "norm", columns, norms)
+        self._buffer.put(self._device, "abs_max", columns, statistics.largest(vectors))
+        samples = {
+            c: statistics.sample(v) for c, v in zip(columns, vectors, strict=True) if c in changed
+        }
+        if samples:
+            self._put_shares("zero", samples, statistics.zero_shares)
+            self._put_shares("nonfinite", samples, statistics.nonfinite_shares)
 
     def weights(self, columns: list[int], tensors: list[Tensor]) -> None:
         """Remember samples of the weights to compare with after the step, and take their norms."""
@@ -331,9 +337,13 @@ class DeviceMeter:
             ("nonfinite", self._samples, statistics.nonfinite_shares),
         ):
             if samples:
-                found = shares(list(samples.values()))
-                self._buffer.put(self._device, name, list(samples), found)
+                self._put_shares(name, samples, shares)
                 samples.clear()
+
+    def _put_shares(
+        self, name: str, samples: dict[int, Tensor], shares: Callable[[list[Tensor]], Tensor]
+    ) -> None:
+        self._buffer.put(self._device, name, list(samples), shares(list(samples.values())))
 
     def _put_scaled(
         self, name: str, columns: list[int], norms: Tensor, shares: Sequence[float]

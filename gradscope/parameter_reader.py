@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from gradscope import statistics
 from gradscope.buffer import StatisticsBuffer
-from gradscope.meters import Meters, mark, not_measured
+from gradscope.meters import Meters, with_gradient
 from gradscope.trace import RecordedTensor
 
 
@@ -42,8 +42,8 @@ class ParameterReader:
 
     def begin(self) -> None:
         """Forget the last step."""
-        self._measured = [0] * len(self._parameters)
-        """`mark` of the gradient that was measured last."""
+        self._marks = bytearray()
+        """Of the gradients that were measured; see `Meters.gradients`."""
         self._remembered: list[int] = []
         self._sharded: dict[int, Any] = {}
 
@@ -53,7 +53,7 @@ class ParameterReader:
         Args:
             scale: factor that the gradients carry from loss scaling, 0-d, or None.
         """
-        self._measured = [0] * len(self._parameters)  # what ranks exchange changes no mark
+        self._marks = bytearray()  # a new pass, though it may leave no mark on a gradient
         self._take(set(), scale, unclipped=True)
 
     def measure(self, optimizer: Optimizer | None, scale: Tensor | None = None) -> None:
@@ -68,11 +68,7 @@ class ParameterReader:
     def remember_weights(self, optimizer: Optimizer) -> None:
         """Before the step: norms of the weights, and a sample of each to compare with after it."""
         others = self._of_others(optimizer)
-        self._remembered = [
-            i
-            for i, parameter in enumerate(self._parameters)
-            if parameter.grad is not None and id(parameter) not in others
-        ]
+        self._remembered = with_gradient(self._parameters, others)
         for device, mine in self._by_device(self._remembered):
             columns, weights = self._of(mine)
             self._meters.of(device).weights(columns, weights)
@@ -127,12 +123,11 @@ class ParameterReader:
 
     def _take(self, others: set[int], scale: Tensor | None, *, unclipped: bool) -> None:
         """Take the gradients that were not measured yet, without those of some parameters."""
-        if others or scale is not None or self._buffer.histograms:
-            left = not_measured(self._parameters, self._measured)
-            left = [i for i in left if id(self._parameters[i]) not in others]
+        if scale is not None or self._buffer.histograms:
+            left = with_gradient(self._parameters, others)
         else:
             left = self._meters.gradients(
-                self._columns, self._parameters, self._measured, unclipped=unclipped
+                self._columns, self._parameters, others, self._marks, unclipped=unclipped
             )
         for device, mine in self._by_device(left):
             self._take_on(device, mine, scale, unclipped=unclipped)
@@ -147,8 +142,7 @@ class ParameterReader:
         for name in scaled if scale is not None else ():
             found = self._buffer.get(device, name, columns)
             self._buffer.put(device, name, columns, _unscaled(found, scale))
-        for i, column, grad in zip(indices, columns, tensors, strict=True):
-            self._measured[i] = mark(grad)
+        for column, grad in zip(columns, tensors, strict=True):
             if grad.is_sparse:
                 self._count_what_is_not_stored(column, grad)
             elif type(grad) is not Tensor and hasattr(grad, "device_mesh"):

@@ -87,6 +87,38 @@ def test_statistics_are_those_of_float64(kind, shape, dtype, layout, data):
     assert read(buffer, gradient, "nonfinite") == pytest.approx([share], abs=1e-6)
 
 
+@pytest.mark.parametrize("layout", ["dense", "transposed", "channels last", "strided"])
+def test_what_is_dense_is_read_where_it_lies(layout):
+    """Only a tensor with gaps is left to be copied."""
+    _, buffer, (column,) = made(meters.HostMeter)
+    tensor = laid_out(torch.randn(2, 3, 4, 5), layout)
+    left = meters.kernels.measure(buffer.area(CPU, column), [column], [tensor], 4)
+    assert left == ([0] if layout == "strided" else [])
+
+
+@given(st.integers(1, 20_000), st.integers(0, 2**31), st.integers(0, 19_999), st.booleans())
+def test_a_gradient_is_read_again_only_where_it_changed(numel, seed, place, changed):
+    """Unknown to the version counter too; what did not change keeps what stands in its cells."""
+    generator = torch.Generator().manual_seed(seed)
+    parameter = torch.nn.Parameter(torch.zeros(numel))
+    parameter.grad = torch.randn(numel, generator=generator)
+    parameter.grad[place % numel] = 1e3
+    _, buffer, (column,) = made(meters.HostMeter)
+    area, marks = buffer.area(CPU, column), bytearray()
+
+    def norm_then():
+        left = meters.kernels.measure_gradients(area, [column], [parameter], set(), marks, 4)
+        assert left == []
+        return read(buffer, column, "norm")[0]
+
+    assert norm_then() == pytest.approx(float(parameter.grad.double().norm()))
+    buffer.cell(CPU, column, "norm").fill_(-1.0)
+    if changed:
+        parameter.grad.data.clamp_(-100, 100)
+    expected = float(parameter.grad.double().norm()) if changed else -1.0
+    assert norm_then() == pytest.approx(expected)
+
+
 @given(st.integers(1, 300_000), dtypes, st.integers(0, 2**31), st.integers(1, 3))
 def test_many_elements_on_many_threads(numel, dtype, seed, threads):
     """Sizes beside the kernel's blocks and threads, in the middle of a larger tensor."""

@@ -12,6 +12,7 @@ import warnings
 import weakref
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -451,6 +452,43 @@ def test_gradient_clipping_gives_both_norms():
         assert recorded(scope, "weight", name, "unclipped_norm") == [pytest.approx(before[name])]
         assert recorded(scope, "weight", name) == [pytest.approx(float(parameter.grad.norm()))]
         assert recorded(scope, "weight", name)[0] < 1e-3
+
+
+def replaced_twice(parameter):
+    """The second new gradient may lie where the first one of the step lay."""
+    parameter.grad = parameter.grad * 0.5
+    parameter.grad = parameter.grad * 0.5
+
+
+CHANGES = {
+    "data clamped": lambda p: p.grad.data.clamp_(-1e-3, 1e-3),
+    "data scaled": lambda p: p.grad.data.mul_(0.25),
+    "as an extension": lambda p: np.multiply(p.grad.numpy(), 0.25, out=p.grad.numpy()),
+    "replaced": lambda p: setattr(p, "grad", p.grad * 0.25),
+    "replaced twice": replaced_twice,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_the_norm_is_what_the_optimizer_consumes_however_it_was_changed(change):
+    """Changes that leave no trace in the gradient's identity and version are found as well."""
+    model = mlp(40, 400, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with gradscope.watch(model, optimizer, every=1) as scope:
+        for _ in range(3):
+            optimizer.zero_grad()
+            inputs = torch.randn(4, 40)
+            inputs[0, 0] = 1e3
+            model(inputs).square().sum().backward()
+            before = {n: float(p.grad.double().norm()) for n, p in model.named_parameters()}
+            for parameter in model.parameters():
+                change(parameter)
+            optimizer.step()
+    for name, parameter in model.named_parameters():
+        norm, largest = float(parameter.grad.double().norm()), float(parameter.grad.abs().max())
+        assert recorded(scope, "weight", name)[-1] == pytest.approx(norm)
+        assert recorded(scope, "weight", name, "abs_max")[-1] == pytest.approx(largest)
+        assert recorded(scope, "weight", name, "unclipped_norm")[-1] == pytest.approx(before[name])
 
 
 def test_accumulation_gives_one_record_of_the_sum():

@@ -6,10 +6,12 @@ import os
 import socket
 import sys
 import warnings
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
 
 import gradscope
 
@@ -45,8 +47,8 @@ def train(model, inputs_of, before_step=lambda: None):
     return frame.set_index(["step", "name"])[columns].sort_index()
 
 
-def worker(rank, port, kind, results):
-    """One of two ranks, with its half of each batch."""
+def worker(rank, port, kind):
+    """One of two ranks, with its half of each batch: its table, and how much it exchanged."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -71,7 +73,7 @@ def worker(rank, port, kind, results):
 
             distributed.all_gather_into_tensor = counted
         table = train(model, lambda i: batch(i)[rank * 4 : rank * 4 + 4])
-        results.put((rank, table, collectives))
+        return table, collectives
     finally:
         distributed.destroy_process_group()
 
@@ -83,18 +85,9 @@ def test_two_ranks_record_what_one_process_records(kind):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    ranks = [
-        context.Process(target=worker, args=(rank, port, kind, results), daemon=True)
-        for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    found = [results.get(timeout=120) for _ in ranks]
-    for process in ranks:
-        process.join(timeout=60)
-    for _, table, collectives in found:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as ranks:
+        found = list(ranks.map(worker, range(2), [port] * 2, [kind] * 2, timeout=120))
+    for table, collectives in found:
         assert table.index.equals(expected.index)
         assert (table - expected).abs().max().max() < 1e-5
         if kind == "fsdp2":
