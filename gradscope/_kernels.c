@@ -325,7 +325,7 @@ static PyObject *plain_types[2]; /* Tensor and Parameter */
 static int64_t width;            /* cells of a column */
 
 #define ATTRIBUTES(EACH)                                                                             \
-    EACH(grad) EACH(requires_grad) EACH(grad_fn) EACH(_version) EACH(_backward_hooks)                \
+    EACH(grad) EACH(grad_fn) EACH(_version) EACH(_backward_hooks)                \
     EACH(_register_hook_dict) EACH(base) EACH(numel) EACH(calls) EACH(outputs) EACH(read)            \
     EACH(also) EACH(read_gradient) EACH(hooks)
 #define DECLARE(attribute) static PyObject *name_##attribute;
@@ -919,7 +919,7 @@ static int take_also(PyObject *output, PyObject *tensor) {
 
 /* 1 where the output was taken; 0 where it is not as expected, and nothing was changed. */
 static int take(hook *self, PyObject *module, PyObject *tensor) {
-    enum { ID, WANTS, NODE, AWAITED, CALLS, OUTPUTS, PLACE, READ, OWNED };
+    enum { ID, NODE, AWAITED, CALLS, OUTPUTS, READ, OWNED };
     PyObject *own[OWNED] = {NULL}, *known = NULL, *output = NULL;
     vector read;
     int taken = 0;
@@ -927,7 +927,6 @@ static int take(hook *self, PyObject *module, PyObject *tensor) {
         return 0;
     if (!(own[ID] = PyLong_FromVoidPtr(module)) ||
         !(known = PyDict_GetItemWithError(self->given[MODULES], own[ID])) ||
-        !(own[WANTS] = PyObject_GetAttr(tensor, name_requires_grad)) || own[WANTS] != Py_True ||
         !(own[NODE] = PyObject_GetAttr(tensor, name_grad_fn)) || own[NODE] == Py_None ||
         !(own[AWAITED] = PyObject_GetAttr(tensor, name__backward_hooks)) ||
         !(own[CALLS] = PyObject_GetAttr(known, name_calls)) || !is_usual(self->given[USUAL]))
@@ -937,8 +936,7 @@ static int take(hook *self, PyObject *module, PyObject *tensor) {
         goto done;
     }
     if (!(own[OUTPUTS] = PyObject_GetAttr(known, name_outputs)) ||
-        !(own[PLACE] = Py_BuildValue("(Oi)", own[CALLS], 0)) ||
-        !(output = PyDict_GetItemWithError(own[OUTPUTS], own[PLACE])) ||
+        !(output = PyDict_GetItemWithError(own[OUTPUTS], own[CALLS])) || /* index 0 */
         !(own[READ] = PyObject_GetAttr(output, name_read)) ||
         (PyObject *)Py_TYPE(own[READ]) != reader_type || !read_tensor(tensor, &read))
         goto done;

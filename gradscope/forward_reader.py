@@ -65,8 +65,8 @@ class _Module:
     calls: int = 0
     recomputed: int = 0
     """Calls within the backward pass, by activation checkpointing."""
-    outputs: dict[tuple[int, int], _Output] = field(default_factory=dict)
-    """Call and index of the tensor -> output."""
+    outputs: dict[int, _Output] = field(default_factory=dict)
+    """`_place` of a tensor -> output."""
 
 
 class _ForwardHook:
@@ -184,11 +184,12 @@ class ForwardReader:
                     continue  # the compiled hook took it
                 made = (weakref.ref(tensor), tensor._version, known.name, call)
                 self._seen[id(tensor)] = made
-                place = known.outputs.get((call, index))
-                if place is None or place.device != tensor.device:
-                    place = self._new_output(known.name, module, call, index, tensor)
-                    known.outputs[call, index] = place
-                self._measure(place, tensor)
+                place = _place(call, index)
+                seen = known.outputs.get(place)
+                if seen is None or seen.device != tensor.device:
+                    seen = self._new_output(known.name, module, call, index, tensor)
+                    known.outputs[place] = seen
+                self._measure(seen, tensor)
             if self.structure is None:
                 source = self._source(module, args)
                 node = tensor.grad_fn
@@ -300,17 +301,17 @@ class ForwardReader:
         call = known.recomputed
         known.recomputed += 1
         for index, tensor in enumerate(floating_in(output)):
-            place = known.outputs.get((call, index))
-            if tensor.requires_grad and place is not None:
-                self._await_gradient(tensor, place.read_gradient)
+            seen = known.outputs.get(_place(call, index))
+            if tensor.requires_grad and seen is not None:
+                self._await_gradient(tensor, seen.read_gradient)
 
     def _end_of_forward(self, output: Any) -> None:
         roots = [t for t in floating_in(output) if t.requires_grad]
         if not roots:
             if not self._finished:  # a validation pass: nothing of it counts
                 for known in self._modules.values():
-                    for place in known.outputs.values():
-                        self._buffer.numel[place.column] = UNSEEN
+                    for seen in known.outputs.values():
+                        self._buffer.numel[seen.column] = UNSEEN
                 self.begin()
             return
         self._finished = True
@@ -349,6 +350,11 @@ class ForwardReader:
         self._calls.clear()
         self._roots.clear()
         self._sinks.clear()
+
+
+def _place(call: int, index: int) -> int:
+    """Of a tensor among those of a module: the call itself where a call gives one tensor."""
+    return index << 32 | call
 
 
 def floating_in(output: Any) -> Sequence[Tensor]:
