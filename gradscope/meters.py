@@ -236,7 +236,7 @@ class DeviceMeter:
         self._signs: dict[int, Tensor] = {}
         self._samples: dict[int, Tensor] = {}
         self._counted: dict[int, tuple[int, int]] = {}
-        """Identity and version of the gradients whose shares were taken, by column."""
+        """Identity and version of the gradients whose shares were taken in this step, by column."""
 
     def output_reader(self, column: int, *, norm_only: bool) -> Reader:
         """Make what takes the statistics of an output of a module."""
@@ -332,6 +332,7 @@ class DeviceMeter:
 
     def end(self) -> None:
         """Count the samples of outputs and of the gradients at them."""
+        self._counted.clear()
         for name, samples, shares in (
             ("zero", self._signs, statistics.zero_shares),
             ("nonfinite", self._samples, statistics.nonfinite_shares),

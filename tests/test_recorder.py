@@ -491,6 +491,20 @@ def test_the_norm_is_what_the_optimizer_consumes_however_it_was_changed(change):
         assert recorded(scope, "weight", name, "unclipped_norm")[-1] == pytest.approx(before[name])
 
 
+def test_each_step_has_its_own_share_of_zeros():
+    """Also of gradients written by hand into the tensors of the step before, without a backward."""
+    parameter = nn.Parameter(torch.zeros(8))
+    parameter.grad = torch.ones(8)
+    model = nn.ParameterList([parameter])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with gradscope.watch(model, optimizer, every=1) as scope:
+        for zeros in range(6):
+            parameter.grad.data[:zeros] = 0
+            optimizer.step()
+    shares = recorded(scope, "weight", "0", "zero_fraction")
+    assert shares == [pytest.approx(zeros / 8, abs=1e-6) for zeros in range(6)]
+
+
 def test_accumulation_gives_one_record_of_the_sum():
     """Three micro-batches and one step: one row per tensor, with the accumulated gradient."""
     model = mlp(3, 5, 1)
