@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import uuid
@@ -46,12 +47,17 @@ class Epoch:
     train_loss: float
     """Mean over the epoch's batches."""
     train_accuracy: float
-    """Share of the epoch's training images, judged as they were trained on, 0 to 1."""
+    """Share of the epoch's training images, judged as they were trained on, 0 to 1: by weights that
+    were still changing, in training mode."""
     val_loss: float
     val_accuracy: float
     confusion: tuple[tuple[int, ...], ...]
     """Counts over the validation images: rows are true classes, columns predicted ones."""
     duration_s: float
+    fit_loss: float = math.nan
+    """Of a fixed part of the training images in evaluation mode, as many as are in validation:
+    what may be held against ``val_loss``. NaN in results of before it was measured."""
+    fit_accuracy: float = math.nan
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,7 @@ class _Training:
         self._model = model.to(memory_format=self._format)
         self.optimizer = make_optimizer(model, config)
         self._splits = splits
+        self._fit = _evenly(len(splits.train), len(splits.val))
         self._config = config
         self._order = torch.Generator().manual_seed(cell.seed)
         per_epoch = len(_batches(torch.arange(len(splits.train)), config.batch_size))
@@ -151,8 +152,8 @@ class _Training:
             if not losses.isfinite().all():
                 at = int((~losses.isfinite()).nonzero()[0])
                 return f"loss became {float(losses[at])} at step {step + at}, epoch {epoch}"
-            val_loss, confusion = self._evaluate()
-            judged, right = int(confusion.sum()), int(confusion.diagonal().sum())
+            val_loss, confusion = self._evaluate(self._splits.val)
+            fit_loss, fitted = self._evaluate(self._splits.train, self._fit)
             self._epochs.append(
                 Epoch(
                     epoch=epoch,
@@ -160,9 +161,11 @@ class _Training:
                     train_loss=float(losses.mean()),
                     train_accuracy=hits / (self._images - images),
                     val_loss=val_loss,
-                    val_accuracy=right / judged if judged else math.nan,
+                    val_accuracy=_accuracy(confusion),
                     confusion=tuple(tuple(row) for row in confusion.tolist()),
                     duration_s=time.perf_counter() - started,
+                    fit_loss=fit_loss,
+                    fit_accuracy=_accuracy(fitted),
                 )
             )
         last = self._epochs[-1]
@@ -201,19 +204,22 @@ class _Training:
         return (logits.detach().argmax(1) == labels).sum()
 
     @torch.inference_mode()
-    def _evaluate(self) -> tuple[float, Tensor]:
-        """Mean loss over the validation images, and their confusion matrix (true, predicted)."""
+    def _evaluate(
+        self, dataset: ImageDataset, chosen: Tensor | None = None
+    ) -> tuple[float, Tensor]:
+        """Mean loss over images (all, or those of some indices), and their confusion matrix."""
         self._model.eval()
         n = len(self._splits.classes)
         loss = torch.zeros((), dtype=torch.double, device=self._device)
         counts = torch.zeros(n * n, dtype=torch.long, device=self._device)
-        images = len(self._splits.val)
-        for indices in torch.split(torch.arange(images), self._config.eval_batch_size):
-            pixels, labels = self._load(self._splits.val, indices)
+        chosen = torch.arange(len(dataset)) if chosen is None else chosen
+        for indices in torch.split(chosen, self._config.eval_batch_size):
+            pixels, labels = self._load(dataset, indices)
             logits = self._logits(pixels)
             loss += functional.cross_entropy(logits, labels, reduction="sum")
             counts += torch.bincount(labels * n + logits.argmax(1), minlength=n * n)
-        return float(loss) / images if images else math.nan, counts.view(n, n).cpu()
+        mean = float(loss) / len(chosen) if len(chosen) else math.nan
+        return mean, counts.view(n, n).cpu()
 
     def _load(self, dataset: ImageDataset, indices: Tensor) -> tuple[Tensor, Tensor]:
         """A batch on the device, its pixels scaled to [-1, 1]."""
@@ -293,6 +299,17 @@ def logits_of(output: Any, shape: tuple[int, int]) -> Tensor:
             "number of classes among the model's args"
         )
     return logits
+
+
+def _accuracy(confusion: Tensor) -> float:
+    judged = int(confusion.sum())
+    return int(confusion.diagonal().sum()) / judged if judged else math.nan
+
+
+def _evenly(images: int, wanted: int) -> Tensor:
+    """Indices of as many images as are wanted, evenly spread over all there are."""
+    count = min(images, wanted)
+    return torch.arange(count) * images // max(count, 1)
 
 
 def _batches(order: Tensor, size: int) -> tuple[Tensor, ...]:

@@ -387,3 +387,27 @@ def test_validation_is_not_recorded():
         assert {t.module for t in tensors} >= {"conv", "bn", "fc"}
         assert torch.isfinite(norms).all()
     assert {t.shape[0] for t in trace.tensors if t.kind == "activation"} == {6}  # not 10
+
+
+def test_the_fit_is_judged_in_evaluation_mode_on_a_fixed_part():
+    """Every training image judged by the untouched weights: what evaluation of the same part gives.
+
+    With as many validation as training images the fixed part is all of them; when validation holds
+    the very training images, both columns must agree to the last bit, whatever dropout does.
+    """
+    splits = make_splits(train=12, val=12)
+    same = Splits(splits.train, splits.train, CLASSES, "random images", "0")
+    result, _ = train_cell(make_cell(args={"dropout": 0.5}, epochs=2, batch_size=4), same)
+    for epoch in result.history.epochs:
+        assert epoch.fit_loss == epoch.val_loss
+        assert epoch.fit_accuracy == epoch.val_accuracy
+
+
+def test_the_fixed_part_is_spread_over_all_training_images():
+    """Indices are distinct, ordered, and leave no gap wider than their usual distance plus one."""
+    for images, wanted in ((10, 3), (7203, 2413), (5, 9), (4, 0)):
+        chosen = trainer._evenly(images, wanted).tolist()
+        assert len(set(chosen)) == len(chosen) == min(images, wanted)
+        gaps = [b - a for a, b in zip(chosen, chosen[1:], strict=False)]
+        assert all(g <= images // wanted + 1 for g in gaps)
+        assert not chosen or (chosen[0] == 0 and chosen[-1] < images)
