@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,26 @@ def test_the_reference_study_has_all_combinations(name):
     assert seen == set(
         itertools.product(truth, truth, ("kaiming", "xavier"), (32, 64), (1e-3, 2e-5))
     )
-    assert len(cells) == 32
+    assert (
+        len({(c.config.seed, c.id) for c in cells})
+        == len(cells)
+        == 32 * len({c.config.seed for c in cells})
+    )
+
+
+def test_the_study_trains_hw5net_at_two_rates_and_net3_at_one():
+    """As the write-up: 15 epochs of batch 4; HW5Net at 1e-3 and 2e-5, Net3 at 1e-3, three seeds."""
+    cells = Grid.load(ROOT / "ablations" / "hw5-study.yaml").cells()
+    variants = Counter(
+        (c.config.model.name, c.config.model.init.scheme, c.config.train.lr) for c in cells
+    )
+    assert variants == {
+        ("hw5net", "kaiming", 1e-3): 3,
+        ("hw5net", "kaiming", 2e-5): 3,
+        ("net3", "xavier", 1e-3): 3,
+        ("net3", "default", 1e-3): 3,
+    }
+    assert {(c.config.train.epochs, c.config.train.batch_size) for c in cells} == {(15, 4)}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """train_cell against a plain loop written here, and its promises: same bits, no leak, no crash."""
 
+import itertools
 import math
 import sys
 from contextlib import nullcontext
@@ -408,6 +409,6 @@ def test_the_fixed_part_is_spread_over_all_training_images():
     for images, wanted in ((10, 3), (7203, 2413), (5, 9), (4, 0)):
         chosen = trainer._evenly(images, wanted).tolist()
         assert len(set(chosen)) == len(chosen) == min(images, wanted)
-        gaps = [b - a for a, b in zip(chosen, chosen[1:], strict=False)]
+        gaps = [b - a for a, b in itertools.pairwise(chosen)]
         assert all(g <= images // wanted + 1 for g in gaps)
         assert not chosen or (chosen[0] == 0 and chosen[-1] < images)
