@@ -5,8 +5,8 @@ from setuptools import Extension, setup
 setup(
     ext_modules=[
         Extension(
-            "gradscope._kernels",
-            ["gradscope/_kernels.c"],
+            "gradscope.recording._kernels",
+            ["gradscope/recording/_kernels.c"],
             extra_compile_args=["-O3"],
             py_limited_api=True,
             optional=True,  # without a C compiler the recorder uses torch's operations

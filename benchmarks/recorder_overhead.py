@@ -38,9 +38,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import gradscope
-from gradscope import forward_reader, meters, recorder
 from gradscope.models import ModelConfig, build
-from gradscope.recorder import DEFAULT_EVERY
+from gradscope.recording import kernels, outputs, scope
+from gradscope.recording.scope import DEFAULT_EVERY
 
 Attach = Callable[[nn.Module, torch.optim.Optimizer], AbstractContextManager[Callable[[], None]]]
 """Attaches a recorder; gives what has to be called after backward and before the optimizer."""
@@ -202,10 +202,10 @@ class OwnTime:
     """Time spent inside gradscope's callbacks, at their outermost entry, while it is entered."""
 
     ENTRIES = (
-        (forward_reader.ForwardReader, "_root_gradient"),
-        (recorder.Scope, "_after_backward"),
-        (recorder.Scope, "_before_step"),
-        (recorder.Scope, "_after_step"),
+        (outputs.ForwardReader, "_root_gradient"),
+        (scope.Scope, "_after_backward"),
+        (scope.Scope, "_before_step"),
+        (scope.Scope, "_after_step"),
     )
 
     def __init__(self) -> None:
@@ -216,13 +216,16 @@ class OwnTime:
         self._originals = [(owner, name, getattr(owner, name)) for owner, name in self.ENTRIES]
         for owner, name, original in self._originals:
             setattr(owner, name, self._timed(original))
-        for meter in (meters.HostMeter, meters.DeviceMeter):  # made once, called for each gradient
+        for meter in (
+            kernels.HostMeter,
+            kernels.DeviceMeter,
+        ):  # made once, called for each gradient
             make = meter.gradient_reader
             self._originals.append((meter, "gradient_reader", make))
             meter.gradient_reader = lambda *args, make=make: self._timed(make(*args))
-        register = recorder.register_module_forward_hook
-        self._originals.append((recorder, "register_module_forward_hook", register))
-        recorder.register_module_forward_hook = lambda hook: register(self._timed(hook))
+        register = scope.register_module_forward_hook
+        self._originals.append((scope, "register_module_forward_hook", register))
+        scope.register_module_forward_hook = lambda hook: register(self._timed(hook))
         return self
 
     def __exit__(self, *error: object) -> None:

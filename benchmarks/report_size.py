@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from types import ModuleType
 
-from gradscope.report import write_report
+from gradscope.report.write import write_report
 
 
 def makers() -> ModuleType:

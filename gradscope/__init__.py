@@ -11,24 +11,22 @@ if TYPE_CHECKING:
     from gradscope.diagnosis import diagnose as diagnose
     from gradscope.errors import GradscopeError as GradscopeError
     from gradscope.probing import probe as probe
-    from gradscope.recorder import Scope as Scope
-    from gradscope.recorder import watch as watch
-    from gradscope.remedies import try_remedies as try_remedies
+    from gradscope.probing import try_remedies as try_remedies
+    from gradscope.recording import Scope as Scope
+    from gradscope.recording import watch as watch
     from gradscope.report import write_report as write_report
     from gradscope.trace import Trace as Trace
-
-__version__ = "0.1.0"
 
 _HOME = {
     "Diagnosis": "gradscope.diagnosis",
     "GradscopeError": "gradscope.errors",
-    "Scope": "gradscope.recorder",
+    "Scope": "gradscope.recording",
     "Trace": "gradscope.trace",
     "diagnose": "gradscope.diagnosis",
     "probe": "gradscope.probing",
     "testing": "gradscope.testing",
-    "try_remedies": "gradscope.remedies",
-    "watch": "gradscope.recorder",
+    "try_remedies": "gradscope.probing",
+    "watch": "gradscope.recording",
     "write_report": "gradscope.report",
 }
 
@@ -48,6 +46,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used, so that ``import gradscope`` stays light."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("gradscope-torch")
     if name not in _HOME:
         raise AttributeError(f"module 'gradscope' has no attribute '{name}'")
     module = importlib.import_module(_HOME[name])

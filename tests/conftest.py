@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
+
+from gradscope.ablation.grid import Grid
 
 COCO = Path(
     os.environ.get(
@@ -31,3 +38,40 @@ def coco() -> Path:
     if not (COCO / "annotations").is_dir():
         pytest.skip(f"no COCO folder at {COCO.name}; set GRADSCOPE_COCO to one")
     return COCO
+
+
+HERE = Path(__file__).parent
+MODULES = ("tiny_nets", "tiny_work")
+
+GRID = {
+    "name": "tiny",
+    "model": {"name": "tiny_nets:net"},
+    "data": {"source": "tiny_nets:images", "size": 8},
+    "train": {"batch_size": 4, "epochs": 2},
+    "matrix": {"lr": [1e-2, 1e-3], "width": [2, 4]},
+}
+
+
+def interruptible():
+    """For `preexec_fn`: what a shell runs in the background ignores Ctrl-C, as do its children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """The current folder is a fresh one that holds the factories; `.grid(**keys)` loads a grid."""
+    for name in MODULES:
+        shutil.copy(HERE / f"{name}.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRADSCOPE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    path = tmp_path / "tiny.yaml"
+
+    def grid(overrides=(), **keys):
+        path.write_text(yaml.safe_dump(GRID | keys, sort_keys=False))
+        return Grid.load(path, overrides)
+
+    grid()
+    yield SimpleNamespace(interruptible=interruptible, folder=tmp_path, path=path, grid=grid)
+    for name in MODULES:
+        sys.modules.pop(name, None)

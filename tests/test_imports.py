@@ -43,7 +43,7 @@ def test_help_does_not_load_torch():
     """Help loads neither torch nor any of the heavy libraries."""
     run = (
         "from typer.testing import CliRunner\n"
-        "from gradscope.cli import app\n"
+        "from gradscope.cli.app import app\n"
         "result = CliRunner().invoke(app, ['--help'])\n"
         "assert result.exit_code == 0 and 'run-grid' in result.output, result.output"
     )

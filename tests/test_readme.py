@@ -55,7 +55,7 @@ def test_the_grid_in_the_readme_loads(tmp_path):
 @pytest.mark.parametrize("arguments", commands(), ids=" ".join)
 def test_commands_parse(arguments):
     """Every command line in the README is understood, to the last option."""
-    from gradscope.cli import app
+    from gradscope.cli.app import app
 
     command = get_command(app)
     context = command.make_context("gradscope", list(arguments), resilient_parsing=True)
@@ -69,7 +69,7 @@ def test_commands_parse(arguments):
 
 def test_every_command_is_in_the_readme():
     """No command is left undocumented."""
-    from gradscope.cli import app
+    from gradscope.cli.app import app
 
     assert {c.name for c in get_command(app).commands.values()} <= {a[0] for a in commands()}
 

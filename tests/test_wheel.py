@@ -12,9 +12,10 @@ ROOT = Path(__file__).resolve().parents[1]
 USE = """
 import sys
 sys.path.insert(0, sys.argv[1])
-import gradscope, gradscope.meters, torch
+import gradscope, torch
+from gradscope.recording import kernels
 from pathlib import Path
-for module in (gradscope, gradscope.meters.kernels):
+for module in (gradscope, kernels.compiled):
     assert Path(module.__file__).is_relative_to(sys.argv[1]), module.__file__
 trace = gradscope.probe(torch.nn.Linear(3, 2), torch.ones(4, 3), torch.zeros(4, dtype=torch.long))
 gradscope.write_report(trace, sys.argv[2])

@@ -9,9 +9,8 @@ if TYPE_CHECKING:
     from gradscope.ablation.grid import Grid as Grid
     from gradscope.ablation.run import run_grid as run_grid
     from gradscope.ablation.store import Store as Store
-    from gradscope.ablation.store import Study as Study
 
-_HOME = {"Grid": "grid", "Store": "store", "Study": "store", "run_grid": "run"}
+_HOME = {"Grid": "grid", "Store": "store", "run_grid": "run"}
 
 __all__ = sorted(_HOME)  # noqa: PLE0605 - one list of names is enough
 

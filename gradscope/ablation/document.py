@@ -16,7 +16,6 @@ from gradscope.errors import ConfigError
 KeyPath = tuple[str | int, ...]
 """Keys and list positions from the top of the document: ``("train", "lr")``."""
 
-
 _REPLACED = ("float", "timestamp")
 _MOST_KEYS = 100_000
 """Aliases of aliases unfold a short file into billions of settings; nobody writes so many."""

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 
 from gradscope.ablation.grid import Cell, CellConfig
-from gradscope.ablation.store import CellResult
 from gradscope.ablation.trainer import train_cell
 from gradscope.data import ImageDataset, Splits
 from gradscope.errors import GradscopeError, ModelError
+from gradscope.study.results import CellResult
 
 _EVALUATION = 1 / 3
 """Cost of an image that is only judged, in images trained: forward, without backward."""

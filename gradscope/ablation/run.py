@@ -9,13 +9,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
-from gradscope.ablation.engines import Engine, Event, Local, Ray, cores, import_ray
 from gradscope.ablation.estimate import from_results, longest_first, timed
 from gradscope.ablation.grid import Cell, Grid
-from gradscope.ablation.store import CellResult, History, Store, Study
+from gradscope.ablation.store import Store
 from gradscope.ablation.trainer import Progress, train_cell
 from gradscope.data import DataConfig, Splits, load
+from gradscope.engines.local import Local
+from gradscope.engines.ray import Ray, import_ray
+from gradscope.engines.task import Engine, Event, cores
 from gradscope.errors import ConfigError, GradscopeError, nearest
+from gradscope.study.results import CellResult, History, Study
 
 ENGINES = ("local", "ray")
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from gradscope.errors import ConfigError
-from gradscope.trace import Trace
+from gradscope.study.results import CellResult, Study
+from gradscope.trace.table import Trace
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -31,88 +31,6 @@ _TEXT = ("utf-8", "surrogatepass")
 
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """What files that were damaged or edited by hand raise when they are read."""
-
-Status = Literal["done", "diverged", "failed", "running", "pending"]
-"""``diverged``: the loss became non-finite, the trace ends there; ``failed``: it raised."""
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What was measured at the end of one epoch."""
-
-    epoch: int
-    """From 1."""
-    step: int
-    """Optimizer steps taken so far."""
-    train_loss: float
-    """Mean over the epoch's batches."""
-    train_accuracy: float
-    """Share of the epoch's training images, judged as they were trained on, 0 to 1: by weights that
-    were still changing, in training mode."""
-    val_loss: float
-    val_accuracy: float
-    confusion: tuple[tuple[int, ...], ...]
-    """Counts over the validation images: rows are true classes, columns predicted ones."""
-    duration_s: float
-    fit_loss: float = math.nan
-    """Of a fixed part of the training images in evaluation mode, as many as are in validation:
-    what may be held against ``val_loss``. NaN in results of before it was measured."""
-    fit_accuracy: float = math.nan
-
-
-@dataclass(frozen=True)
-class History:
-    """Loss and accuracy of one cell."""
-
-    step_loss: tuple[float, ...] = ()
-    """Training loss of each step, from step 0; non-finite values are kept."""
-    epochs: tuple[Epoch, ...] = ()
-
-
-@dataclass(frozen=True)
-class CellResult:
-    """The outcome of one cell; the trace is beside it on disk."""
-
-    id: str
-    factors: dict[str, Any]
-    seed: int
-    status: Status
-    config: dict[str, Any]
-    """The resolved configuration, JSON types."""
-    history: History = field(default_factory=History)
-    classes: tuple[str, ...] = ()
-    error: str = ""
-    """One line, for ``failed`` and ``diverged``."""
-    traceback: str = ""
-    n_parameters: int = 0
-    images_per_s: float = 0.0
-    """Training images per second, evaluation not counted."""
-    duration_s: float = 0.0
-    environment: dict[str, Any] = field(default_factory=dict)
-    """Versions, git revision, threads, machine; JSON types."""
-    trace_path: Path | None = None
-    """Where the trace lies, for ``done`` and ``diverged``."""
-
-    def trace(self) -> Trace:
-        """Read the trace of this cell from disk."""
-        if self.trace_path is None:
-            raise FileNotFoundError(self.id)
-        return Trace.load(self.trace_path)
-
-
-@dataclass(frozen=True)
-class Study:
-    """A grid with all its results, as a report reads it."""
-
-    name: str
-    factors: dict[str, tuple[Any, ...]]
-    """Name of each factor -> its values, in the order of the grid."""
-    results: tuple[CellResult, ...]
-    """One per cell of the grid, in the grid's order, pending ones included."""
-    grid: dict[str, Any] = field(default_factory=dict)
-    """The grid as it was written, JSON types."""
-    path: Path | None = None
-    """The folder it was read from."""
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,13 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from gradscope.ablation.grid import Cell, CellConfig, TrainConfig
 from gradscope.ablation.machine import denormals_flushed, environment, memory_kept
-from gradscope.ablation.store import CellResult, Epoch, History
 from gradscope.data import ImageDataset, Splits
 from gradscope.errors import DataError, ModelError
-from gradscope.models import build, seeded
-from gradscope.recorder import Scope, watch
-from gradscope.trace import Trace
+from gradscope.models import build
+from gradscope.models.init import seeded
+from gradscope.recording.scope import Scope, watch
+from gradscope.study.results import CellResult, Epoch, History
+from gradscope.trace.table import Trace
 
 CHECK_EVERY = 16
 """Steps between two looks at the losses: how late a divergence is noticed, and how rarely a GPU

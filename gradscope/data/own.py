@@ -29,7 +29,7 @@ from gradscope.data.source import (
 )
 from gradscope.errors import DataError
 from gradscope.factory import load_factory
-from gradscope.state import seeded
+from gradscope.seeding import seeded
 
 _PROBES = 32
 """Images of each data set that tell whether its content has changed."""

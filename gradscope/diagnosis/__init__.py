@@ -1,47 +1,18 @@
-"""Trace -> Diagnosis: findings with a verdict, the evidence and a remedy."""
+"""From a Trace to findings with a verdict, the evidence and a remedy."""
 
-from __future__ import annotations
+from gradscope.diagnosis.diagnose import diagnose
+from gradscope.diagnosis.flow import GradientFlow, gradient_flow, loop_flows, weight_profile
+from gradscope.diagnosis.verdict import Diagnosis, Evidence, Finding, Severity, Verdict
 
-from gradscope.diagnosis.case import Case
-from gradscope.diagnosis.numbers import updates, where_nonfinite
-from gradscope.diagnosis.outliers import odd_blocks, odd_layers
-from gradscope.diagnosis.parameters import disconnected, structural, zero_gradients
-from gradscope.diagnosis.trends import growth_and_decay
-from gradscope.diagnosis.units import dead_units, saturation
-from gradscope.diagnosis.verdict import Diagnosis, Evidence, Finding, Severity, Verdict, decide
-from gradscope.trace import Trace
-
-__all__ = ["Diagnosis", "Evidence", "Finding", "Severity", "Verdict", "diagnose"]
-
-_SYMPTOMS = (
-    where_nonfinite,
-    disconnected,
-    dead_units,
-    zero_gradients,
-    growth_and_decay,
-    odd_blocks,
-    odd_layers,
-    saturation,
-    updates,
-    structural,
-)
-
-
-def diagnose(trace: Trace) -> Diagnosis:
-    """Judge the gradients of a recorded run or probe.
-
-    A network is called sick only when the 95 % interval of its factor per block excludes health
-    *and* the factor adds up to one that matters over the depth it has; the limits and where they
-    come from stand in `gradscope.diagnosis.limits`.
-
-    Args:
-        trace: from `watch` or `probe`, or read from a file.
-
-    Returns:
-        The verdict with its findings, worst first; each names where, the numbers and a remedy.
-
-    Example:
-        >>> print(gradscope.diagnose(trace))  # doctest: +SKIP
-    """
-    case = Case(trace)
-    return decide([finding for symptom in _SYMPTOMS for finding in symptom(case)])
+__all__ = [
+    "Diagnosis",
+    "Evidence",
+    "Finding",
+    "GradientFlow",
+    "Severity",
+    "Verdict",
+    "diagnose",
+    "gradient_flow",
+    "loop_flows",
+    "weight_profile",
+]

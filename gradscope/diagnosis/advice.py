@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from gradscope.diagnosis.case import Case
-from gradscope.trace import NonFinite
-
-_SQUASHING = ("Sigmoid", "Tanh", "Softsign", "Hardtanh", "Hardsigmoid")
-_RECTIFYING = ("ReLU", "LeakyReLU", "PReLU", "GELU", "SiLU", "ELU", "ReLU6", "Hardswish", "Mish")
+from gradscope.layers import RECTIFYING, SATURATING, names
+from gradscope.trace.table import NonFinite
 
 
 def vanishing(case: Case) -> str:
     """What helps against a gradient that shrinks towards the input."""
     types, steps = case.types, []
-    if "Sigmoid" in types and not types & set(_RECTIFYING):
+    if "Sigmoid" in types and not types & names(RECTIFYING):
         steps.append(
             "replace the sigmoids by ReLU with Kaiming initialisation: a sigmoid passes at most "
             "1/4 of the gradient"
         )
-    elif types & set(_SQUASHING) and not types & set(_RECTIFYING):
+    elif types & names(SATURATING) and not types & names(RECTIFYING):
         steps.append(
             "initialise for tanh: xavier_normal_ with gain 5/3, or orthogonal_ with gain 1; the "
             "weights are too small for the depth"
@@ -62,7 +60,7 @@ def exploding(case: Case, direction: str) -> str:
             ]
         )
     steps = []
-    if case.types & set(_SQUASHING):
+    if case.types & names(SATURATING):
         steps.append("scale the weights down to gain 5/3 for tanh, or use orthogonal_ with gain 1")
     else:
         steps.append("scale the weights down to Var w = 2/fan_in (kaiming_normal_)")

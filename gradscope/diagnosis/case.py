@@ -11,12 +11,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from gradscope.flow import GradientFlow, WeightProfile, gradient_flow, loop_flows, weight_profile
-from gradscope.statistics import STATISTICS, Kind
-from gradscope.structure import Block, ModuleInfo, Structure
-from gradscope.trace import RecordedTensor, Trace
-
-_GATED = ("LSTM", "GRU")
+from gradscope.diagnosis.flow import (
+    GradientFlow,
+    WeightProfile,
+    gradient_flow,
+    loop_flows,
+    weight_profile,
+)
+from gradscope.layers import is_gated, is_norm
+from gradscope.trace.structure import Block, ModuleInfo, Structure
+from gradscope.trace.table import RecordedTensor, Trace
+from gradscope.trace.vocabulary import STATISTICS, Kind
 
 
 class Case:
@@ -126,7 +131,7 @@ class Case:
             for name, info in self.modules.items()
             if name == module or name.startswith(f"{module}.")
         }
-        return "Sigmoid" in inside or any(g in t.upper() for t in inside for g in _GATED)
+        return "Sigmoid" in inside or any(map(is_gated, inside))
 
     def columns(self, kind: Kind) -> Iterator[tuple[int, RecordedTensor]]:
         """Index and label of the tensors of one kind, in execution order."""
@@ -155,8 +160,3 @@ def listed(names: list[str], limit: int = 4) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
-
-
-def is_norm(type_name: str) -> bool:
-    """Whether a class name is that of a normalisation, torch's own or a user's."""
-    return "norm" in type_name.lower()

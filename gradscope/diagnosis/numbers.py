@@ -9,7 +9,7 @@ import torch
 from gradscope.diagnosis import advice, limits
 from gradscope.diagnosis.case import Case
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
-from gradscope.statistics import STATISTICS
+from gradscope.trace.vocabulary import STATISTICS
 
 
 def where_nonfinite(case: Case) -> Iterator[Finding]:

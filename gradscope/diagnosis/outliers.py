@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from gradscope.diagnosis import advice, limits
 from gradscope.diagnosis.case import Case, known_steps
+from gradscope.diagnosis.robust import location
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
-from gradscope.flow import location
 
 
 def odd_blocks(case: Case) -> Iterator[Finding]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from gradscope.diagnosis import advice, limits
 from gradscope.diagnosis.case import Case, known_steps
+from gradscope.diagnosis.flow import GradientFlow
+from gradscope.diagnosis.robust import location
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
-from gradscope.flow import GradientFlow, location
 
 
 @dataclass(frozen=True)

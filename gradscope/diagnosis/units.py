@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from gradscope.diagnosis import advice, limits
 from gradscope.diagnosis.case import Case, listed
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
-from gradscope.trace import RecordedTensor
+from gradscope.trace.table import RecordedTensor
 
 
 def dead_units(case: Case) -> Iterator[Finding]:

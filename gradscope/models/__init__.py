@@ -1,7 +1,7 @@
 """Networks that grids can name."""
 
 from gradscope.models.hw5net import HW5Net, Net3, SkipBlock
-from gradscope.models.init import InitConfig, initialise, seeded
+from gradscope.models.init import InitConfig, initialise
 from gradscope.models.registry import ModelConfig, build, check_args, resolve, valid_args
 
 __all__ = [
@@ -14,6 +14,5 @@ __all__ = [
     "check_args",
     "initialise",
     "resolve",
-    "seeded",
     "valid_args",
 ]

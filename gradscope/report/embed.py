@@ -18,8 +18,8 @@ import pandas as pd
 from markupsafe import Markup
 
 from gradscope.report.chart import PALETTE, PALETTE_DARK, Chart
-from gradscope.report.effects import METRICS
-from gradscope.report.tables import Tables
+from gradscope.study.effects import METRICS
+from gradscope.study.tables import Tables
 
 EMBED_LIMIT = 3_000_000
 """Values up to which a table is embedded for saving; larger ones only stand beside the page."""

@@ -6,15 +6,16 @@ import datetime as dt
 import json
 import os
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
-from gradscope import __version__
-from gradscope.report import embed, labels, sentences, view
+from gradscope.report import embed, sentences, view
 from gradscope.report.chart import Chart, Panel
-from gradscope.report.figures import Drawing
+from gradscope.report.figures.common import Drawing
+from gradscope.study import labels
 
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("flow", "Gradient flow", ("map", "profile", "chi", "ratio", "heat")),
@@ -76,7 +77,7 @@ def render(drawing: Drawing, charts: Mapping[str, Chart], table_files: Mapping[s
         settings=view.settings(tables),
         table_files=table_files,
         factors=tables.factors,
-        version=__version__,
+        version=metadata.version("gradscope-torch"),
         written=dt.datetime.now(dt.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     return str(page)

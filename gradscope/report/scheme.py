@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradscope.report.chart import DASHES, PALETTE, SYMBOLS, Key
-from gradscope.report.effects import Effect
-from gradscope.report.tables import Factor, Tables, Variant
+from gradscope.study.effects import Effect
+from gradscope.study.tables import Factor, Tables, Variant
 
 MOST_PANELS = 16
 

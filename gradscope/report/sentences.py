@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from gradscope.report import labels
-from gradscope.report.effects import METRICS, Effect, Metric
-from gradscope.report.tables import Tables
+from gradscope.study import labels
+from gradscope.study.effects import METRICS, Effect, Metric
+from gradscope.study.tables import Tables
 
 VERDICTS = {
     "healthy": "healthy",

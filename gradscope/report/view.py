@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import pandas as pd
 
-from gradscope import __version__
-from gradscope.report import labels
-from gradscope.report.effects import METRICS, Effect, Metric
 from gradscope.report.embed import finite
-from gradscope.report.tables import Tables
+from gradscope.study import labels
+from gradscope.study.effects import METRICS, Effect, Metric
+from gradscope.study.tables import Tables
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def provenance(tables: Tables) -> list[tuple[str, str]]:
     if seconds:
         lines.append(("run time", f"{labels.duration(sum(seconds))} over all cells"))
     lines += [(name, labels.listed(values, 8)) for name, values in found.items()]
-    return [*lines, ("report", f"gradscope {__version__}")]
+    return [*lines, ("report", f"gradscope {metadata.version('gradscope-torch')}")]
 
 
 def settings(tables: Tables) -> str:

@@ -19,7 +19,7 @@ _written = pytest.StashKey[list[str]]()
 @pytest.fixture
 def gradient_health() -> Callable[..., Any]:
     """`gradscope.testing.assert_gradient_health`, without an import of torch in the test file."""
-    from gradscope.testing import assert_gradient_health
+    from gradscope.testing.health import assert_gradient_health
 
     return assert_gradient_health
 

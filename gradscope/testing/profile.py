@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import nn
 
+from gradscope.diagnosis.flow import gradient_flow, weight_profile
 from gradscope.errors import ConfigError, TraceError
-from gradscope.flow import gradient_flow, weight_profile
-from gradscope.probing import probe
-from gradscope.state import seeded
-from gradscope.trace import Trace
+from gradscope.probing.probe import probe
+from gradscope.seeding import seeded
+from gradscope.trace.table import Trace
 
 VERSION = 1
 

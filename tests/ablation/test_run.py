@@ -18,13 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradscope import data
-from gradscope.ablation import display, run_grid
-from gradscope.ablation.engines import Event, InProcess, Local
+from gradscope.ablation import run_grid
 from gradscope.ablation.estimate import from_results, likeness, longest_first, makespan_s
 from gradscope.ablation.run import Plan
 from gradscope.ablation.store import Store
 from gradscope.ablation.trainer import Progress
-from gradscope.cli import app
+from gradscope.cli import run_view
+from gradscope.cli.app import app
+from gradscope.engines.local import Local
+from gradscope.engines.task import Event, InProcess
 from gradscope.errors import ConfigError, DataError
 
 WAIT_S = 120.0
@@ -256,7 +258,7 @@ def test_the_remaining_time_counts_what_is_known(tiny):
     """After 10 s with one of four equal cells done and half of another: 10 / 1.5 * 2.5 s."""
     cells = tiny.grid().cells()
     clock = itertools.chain([0.0], itertools.repeat(10.0))
-    left = display.Remaining(Plan(cells, (), ()), now=lambda: next(clock))
+    left = run_view.Remaining(Plan(cells, (), ()), now=lambda: next(clock))
     assert math.isnan(left.seconds())
     left.update(Event(cells[0].id, "finished"))
     left.update(Event(cells[1].id, "progress", Progress(5, 10, 1, 0.7, 3.0)))
@@ -267,7 +269,7 @@ def test_the_log_has_one_line_per_finished_cell(tiny):
     """What is stored counts, errors are named, and no line is more than one."""
     grid = tiny.grid(matrix={"trouble": ["", "raise"], "lr": [1e-2, 1e-3]})
     stream = io.StringIO()
-    run_grid(grid, "runs", engine=InProcess(), observe=display.Log(stream))
+    run_grid(grid, "runs", engine=InProcess(), observe=run_view.Log(stream))
     lines = stream.getvalue().splitlines()
     assert lines[0] == "4 of 4 cells to train"
     assert [line.split(":")[0] for line in lines[1:]] == [
@@ -276,7 +278,7 @@ def test_the_log_has_one_line_per_finished_cell(tiny):
     assert "done, loss" in lines[1]
     assert "RuntimeError: no such luck)" in lines[3]
     stream = io.StringIO()
-    run_grid(grid, "runs", engine=InProcess(), observe=display.Log(stream))
+    run_grid(grid, "runs", engine=InProcess(), observe=run_view.Log(stream))
     lines = stream.getvalue().splitlines()
     assert lines[0] == "2 of 4 cells to train, 2 are stored, 2 that failed before are tried again"
     assert lines[1].startswith("3/4 ")
@@ -289,7 +291,7 @@ def test_bars_show_each_running_cell(tiny):
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=120, color_system=None)
     cells = [dataclasses.replace(c, id=f"[red]{c.id}") for c in tiny.grid().cells()]
-    with display.BarDisplay(console) as bars:
+    with run_view.BarDisplay(console) as bars:
         bars.preparing("reading train images", 3, 9)
         bars.planned(Plan(tuple(cells), (), ()))
         bars.happened(Event(cells[0].id, "started"))
@@ -315,7 +317,7 @@ def test_bars_show_each_running_cell(tiny):
 )
 def test_times_are_told_for_people(seconds, said):
     """Seconds, minutes, hours."""
-    assert display.lasting(seconds) == said
+    assert run_view.lasting(seconds) == said
 
 
 def test_the_dry_run_trains_and_stores_nothing(tiny):

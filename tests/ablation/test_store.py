@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gradscope.ablation.store import CellResult, Epoch, History, Store
+from gradscope.ablation.store import Store
 from gradscope.errors import ConfigError
-from gradscope.recorder import watch
+from gradscope.recording.scope import watch
+from gradscope.study.results import CellResult, Epoch, History
 
 FLOATS = st.floats()
 ANY_TEXT = st.text(st.characters())  # lone surrogates too: they stand in names of files

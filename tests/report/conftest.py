@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gradscope.report import write_report
+from gradscope.report.write import write_report
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

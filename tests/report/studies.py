@@ -6,10 +6,10 @@ import math
 
 import torch
 
-from gradscope.ablation.store import CellResult, Epoch, History, Study
-from gradscope.statistics import STATISTICS
-from gradscope.structure import Block, ModuleInfo, Structure
-from gradscope.trace import Prediction, RecordedStep, RecordedTensor, Trace
+from gradscope.study.results import CellResult, Epoch, History, Study
+from gradscope.trace.structure import Block, ModuleInfo, Structure
+from gradscope.trace.table import Prediction, RecordedStep, RecordedTensor, Trace
+from gradscope.trace.vocabulary import STATISTICS
 
 NORM, RMS = list(STATISTICS).index("norm"), list(STATISTICS).index("rms")
 

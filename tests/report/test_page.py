@@ -8,8 +8,9 @@ import re
 import pandas as pd
 import pytest
 
-from gradscope.report import labels, write_report
 from gradscope.report.embed import embedded
+from gradscope.report.write import write_report
+from gradscope.study import labels
 
 CHARTS = (
     "map", "profile", "chi", "ratio", "heat", "effects", "interactions", "loss", "val-loss",

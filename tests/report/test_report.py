@@ -7,9 +7,10 @@ import math
 import pandas as pd
 import pytest
 
-from gradscope.ablation.store import History, Study
 from gradscope.errors import ConfigError
-from gradscope.report import charts, load, merge, write_report
+from gradscope.report.write import charts, load, write_report
+from gradscope.study import merge
+from gradscope.study.results import History, Study
 
 TWO = {"skip": [True, False], "depth": [8, 16]}
 
@@ -158,7 +159,7 @@ def test_charts_are_plotly_figures(studies, tmp_path):
 
 def test_smoothing_follows_its_definition():
     """The smoothed loss is the exponentially weighted mean, computed here by its sum."""
-    from gradscope.report.reading import loss_curve
+    from gradscope.study.reading import loss_curve
 
     losses = [3.0, 2.0, math.nan, 1.0]
     curve = loss_curve(History(tuple(losses)), 100)
@@ -182,7 +183,7 @@ def test_command_draws_a_recorded_trace(studies, tmp_path):
     """`gradscope report run.parquet -o FILE` prints where the page lies."""
     from typer.testing import CliRunner
 
-    from gradscope.cli import app
+    from gradscope.cli.app import app
 
     trace = studies.make_trace(0).save(tmp_path / "run.parquet")
     done = CliRunner().invoke(app, ["report", str(trace), "-o", str(tmp_path / "page.html")])

@@ -8,7 +8,7 @@ from scipy import stats
 from torch import nn
 
 from gradscope.errors import ConfigError, TraceError
-from gradscope.probing import probe
+from gradscope.probing.probe import probe
 from gradscope.testing.profile import (
     FALSE_ALARM,
     ROUNDING,

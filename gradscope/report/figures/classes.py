@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.ablation.store import Epoch
-from gradscope.report import labels
 from gradscope.report.chart import PALETTE, Chart, Key, Panel
 from gradscope.report.figures.common import (
     SHARES,
@@ -21,8 +19,10 @@ from gradscope.report.figures.common import (
     row_labels,
     titled,
 )
-from gradscope.report.reading import Reading
-from gradscope.report.tables import Variant, class_names
+from gradscope.study import labels
+from gradscope.study.reading import Reading
+from gradscope.study.results import Epoch
+from gradscope.study.tables import Variant, class_names
 
 
 def accuracy(drawing: Drawing) -> Chart | None:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradscope.report.effects import Effect
-from gradscope.report.reading import Reading
 from gradscope.report.scheme import Scheme
-from gradscope.report.tables import Tables, Variant
+from gradscope.study.effects import Effect
+from gradscope.study.reading import Reading
+from gradscope.study.tables import Tables, Variant
 
 SEQUENTIAL = "Viridis"
 SHARES = "Blues"

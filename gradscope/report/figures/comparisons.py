@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gradscope.report import labels
 from gradscope.report.chart import PALETTE, Chart, Panel
-from gradscope.report.effects import METRICS, Effect
 from gradscope.report.figures.common import Drawing, margins, plain
+from gradscope.study import labels
+from gradscope.study.effects import METRICS, Effect
 
 
 def main_effects(drawing: Drawing) -> Chart | None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.report import labels
 from gradscope.report.chart import PALETTE, Chart, Key, Panel
 from gradscope.report.figures.common import (
     SEQUENTIAL,
@@ -25,8 +24,9 @@ from gradscope.report.figures.common import (
     titled,
 )
 from gradscope.report.figures.lines import LineChart, Series, line_chart
-from gradscope.report.reading import Floats, Reading, evenly
-from gradscope.report.tables import Variant
+from gradscope.study import labels
+from gradscope.study.reading import Floats, Reading, evenly
+from gradscope.study.tables import Variant
 
 DIVERGING = [[0.0, "#0072B2"], [0.5, "#F4F4F4"], [1.0, "#D55E00"]]
 """Vanishing is blue, exploding is vermilion; the page swaps the middle on a dark ground."""

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.report import labels
 from gradscope.report.chart import PALETTE, Chart, Key, Panel
 from gradscope.report.figures.common import Drawing, clipped, margins, plain, short_names, titled
-from gradscope.report.reading import Floats, Reading
 from gradscope.report.scheme import Facet
-from gradscope.report.tables import Variant
+from gradscope.study import labels
+from gradscope.study.reading import Floats, Reading
+from gradscope.study.tables import Variant
 
 MANY = 96
 """Variants from which a panel draws only some of its lines."""

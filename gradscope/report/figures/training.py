@@ -13,8 +13,8 @@ import numpy as np
 from gradscope.report.chart import PALETTE, Chart
 from gradscope.report.figures.common import Drawing, plain
 from gradscope.report.figures.lines import LineChart, Series, line_chart
-from gradscope.report.reading import Reading
-from gradscope.report.tables import Variant
+from gradscope.study.reading import Reading
+from gradscope.study.tables import Variant
 
 
 def loss_by_step(drawing: Drawing) -> Chart | None:

@@ -1,0 +1,81 @@
+"""gradscope probe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gradscope.cli.grid import writable
+
+
+def probe(  # noqa: PLR0917 - typer passes them by name
+    specs: Annotated[
+        list[str],
+        typer.Argument(
+            help="package.module:factory or a built-in; several are compared.",
+            metavar="SPEC...",
+            show_default=False,
+        ),
+    ],
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option("--input", help="Shape of one random sample; repeat for several arguments."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples.")] = 16,
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Inputs are integers below this.", show_default=False)
+    ] = None,
+    input_file: Annotated[
+        Path | None, typer.Option(help="Inputs from a .pt or .npy file, with their batch.")
+    ] = None,
+    grid: Annotated[
+        Path | None, typer.Option(help="Images and labels of the data that a grid trains on.")
+    ] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=1, help="Number of classes, for factories that take it.")
+    ] = None,
+    args: Annotated[
+        list[str] | None, typer.Option(help="name=value for the factory; repeat for several.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, inputs and targets.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Passes to record.")] = 1,
+    remedies: Annotated[
+        bool, typer.Option("--try", help="Try remedies on copies and rank them.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a report too.", metavar="FILE", show_default=False)
+    ] = None,
+) -> None:
+    """Judge networks by one forward and backward pass; exit code 1 when one is unhealthy."""
+    import json
+
+    from rich.console import Console
+
+    from gradscope.cli import probe_inputs, probe_view
+    from gradscope.report.write import write_report
+
+    if html is not None:
+        writable(html)
+    inputs, targets, found = probe_inputs.gather(
+        shapes or (), batch, tokens=tokens, file=input_file, grid=grid, seed=seed
+    )
+    models = probe_inputs.build_models(specs, args or (), classes or found, seed)
+    probed = []
+    for name, model in models.items():
+        typer.echo(f"probing {name}", err=True)
+        probed.append(
+            probe_view.probe_model(
+                name, model, inputs, targets, seed=seed, steps=steps, remedies=remedies
+            )
+        )
+    if as_json:
+        told = [each.to_dict() for each in probed]
+        typer.echo(json.dumps(told if len(told) > 1 else told[0], indent=2, allow_nan=False))
+    else:
+        Console().print(probe_view.summary(probed))
+    for each, path in zip(probed, probe_view.numbered(html, len(probed)), strict=False):
+        typer.echo(write_report(each.trace, path), err=True)
+    raise typer.Exit(0 if all(each.diagnosis.is_healthy for each in probed) else 1)

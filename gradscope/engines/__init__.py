@@ -1,0 +1,18 @@
+"""Where tasks run: in this process, in processes of this machine, on a cluster."""
+
+from gradscope.engines.local import Local
+from gradscope.engines.ray import Ray, import_ray
+from gradscope.engines.task import Engine, Event, InProcess, Observe, Task, Work, cores
+
+__all__ = [
+    "Engine",
+    "Event",
+    "InProcess",
+    "Local",
+    "Observe",
+    "Ray",
+    "Task",
+    "Work",
+    "cores",
+    "import_ray",
+]

@@ -1,0 +1,212 @@
+"""Engines: where the cells of a grid are run; here, in processes of this machine, or on a cluster.
+
+This module loads nothing heavy, so that a worker can tie its life to its parent's at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import connection, get_context, resource_tracker
+from typing import TYPE_CHECKING
+
+from gradscope.engines.task import (
+    THREADS,
+    Event,
+    Observe,
+    Task,
+    Work,
+    attempt,
+    cores,
+    tell,
+)
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import SpawnProcess
+
+_PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+
+
+@dataclass(frozen=True)
+class Local:
+    """Processes on this machine, each with its share of the cores.
+
+    A process runs many tasks, so torch is imported once in each. One that dies, for want of memory
+    or by `kill -9`, loses only the task that it was at. None outlives the caller.
+    """
+
+    jobs: int
+    """Processes at a time."""
+
+    @property
+    def threads(self) -> int:
+        """Of each process; the same however many tasks are left, since it can change last bits."""
+        return max(1, cores() // self.jobs)
+
+    def run(self, tasks: Sequence[Task], work: Work, observe: Observe) -> None:
+        """Run all; see `Engine`."""
+        waiting = list(reversed(tasks))
+        pickled = pickle.dumps(work)
+        workers: list[_Worker] = []
+        try:
+            while waiting or any(worker.task for worker in workers):
+                workers = [worker for worker in workers if worker.alive]
+                while waiting and len(workers) < min(self.jobs, len(waiting) + _busy(workers)):
+                    workers.append(_Worker.start(pickled, self.threads))
+                for worker in workers:
+                    if waiting and not worker.task:
+                        worker.give(waiting.pop(), observe)
+                for worker in _ready(workers):
+                    worker.listen(observe)
+        finally:
+            for worker in workers:
+                worker.stop()
+
+
+@dataclass
+class _Worker:
+    """A process of `Local`, as its parent sees it."""
+
+    process: SpawnProcess
+    pipe: Connection
+    task: str = ""
+    alive: bool = True
+
+    @classmethod
+    def start(cls, work: bytes, threads: int) -> _Worker:
+        context = get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, os.getpid(), threads))
+        # Set here, not in the child: importing the caller's main module may import torch there.
+        with _variables(dict.fromkeys(THREADS, str(threads))), _interrupts_held():
+            process.start()
+        theirs.close()
+        worker = cls(process, ours)
+        worker._send(work)
+        return worker
+
+    def give(self, task: Task, observe: Observe) -> None:
+        self.task = task.id
+        observe(Event(task.id, "started"))
+        self._send(pickle.dumps(task))
+
+    def listen(self, observe: Observe) -> None:
+        """Pass on one message; a closed pipe means that the process has died."""
+        try:
+            event = pickle.loads(self.pipe.recv_bytes())  # noqa: S301 - from our own child
+        except (EOFError, OSError):
+            self.stop(patience_s=1.0)  # its pipe may close a little before it ends
+            if self.task:
+                observe(Event(self.task, "lost", f"its process {self._death()}"))
+            self.task = ""
+            return
+        if event.kind in ("finished", "lost"):
+            self.task = ""
+        observe(event)
+
+    def stop(self, patience_s: float = 0.0) -> None:
+        self.alive = False
+        self.process.join(patience_s)
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+    def _send(self, message: bytes) -> None:
+        with suppress(OSError):  # it has died; listen() meets the closed pipe next
+            self.pipe.send_bytes(message)
+
+    def _death(self) -> str:
+        code = self.process.exitcode
+        if code is None or code >= 0:
+            return f"ended by itself with exit code {code}; its messages stand above"
+        try:
+            name = signal.Signals(-code).name
+        except ValueError:
+            name = f"signal {-code}"
+        memory = " (out of memory, or killed by hand)" if name == "SIGKILL" else ""
+        return f"was killed by {name}{memory}"
+
+
+def _busy(workers: Sequence[_Worker]) -> int:
+    return sum(1 for worker in workers if worker.task)
+
+
+def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
+    found = set(map(id, connection.wait([worker.pipe for worker in workers])))
+    return [worker for worker in workers if id(worker.pipe) in found]
+
+
+def _serve(pipe: Connection, parent: int, threads: int) -> None:
+    """Life of a worker process: tasks come through the pipe until it closes."""
+    _end_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to act on
+    sys.stdout = sys.stderr  # the caller's standard output is for results
+    inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(pipe, inbox), daemon=True).start()
+    work = pickle.loads(inbox.get())  # noqa: S301 - from our own parent
+    import torch
+
+    torch.set_num_threads(threads)
+
+    def send(event: Event) -> None:
+        pipe.send_bytes(pickle.dumps(event))
+
+    while True:
+        task = pickle.loads(inbox.get())  # noqa: S301 - from our own parent
+        event = attempt(task, work, partial(tell, send, task.id))
+        send(event)
+
+
+def _receive(pipe: Connection, inbox: queue.SimpleQueue[bytes]) -> None:
+    """Read messages, also while the main thread works, and end the process with its parent."""
+    while True:
+        try:
+            inbox.put(pipe.recv_bytes())
+        except (EOFError, OSError):
+            os._exit(1)
+
+
+def _end_with(parent: int) -> None:
+    """Let Linux kill this process the moment its parent dies; elsewhere the pipe tells."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.name == "posix" and os.getppid() != parent:  # it died before
+        os._exit(1)
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Start a process that Ctrl-C, which reaches all at once, leaves to its parent to stop."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # its first start would lift the block again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child inherits it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,7 @@
+"""One look at a network without training it, and what would mend it."""
+
+from gradscope.probing.loss import Loss
+from gradscope.probing.probe import probe
+from gradscope.probing.remedies import Remedies, try_remedies
+
+__all__ = ["Loss", "Remedies", "probe", "try_remedies"]

@@ -1,0 +1,5 @@
+"""watch(): the gradients of any module, recorded while it trains."""
+
+from gradscope.recording.scope import DEFAULT_EVERY, GradscopeWarning, Scope, watch
+
+__all__ = ["DEFAULT_EVERY", "GradscopeWarning", "Scope", "watch"]

@@ -1,0 +1,58 @@
+"""What a trace needs beside its rows: what nobody used, the order of parameters, the revision."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+
+from torch import nn
+
+from gradscope.trace.structure import Structure
+from gradscope.trace.table import RecordedTensor
+
+
+def complete(structure: Structure | None, model: nn.Module, ever: set[str]) -> Structure:
+    """Add what only the backward pass tells: which parameters nobody used."""
+    structure = structure or Structure()
+    ran = {info.name for info in structure.modules if info.order >= 0}
+    frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
+    unused = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and name not in ever and name.rpartition(".")[0] not in ran
+    ]
+    known = bool(ran)  # without activations nobody knows what ran
+    return dataclasses.replace(
+        structure, unused=tuple(unused) if known else (), frozen=tuple(frozen)
+    )
+
+
+def ordered(columns: list[RecordedTensor], structure: Structure) -> tuple[RecordedTensor, ...]:
+    """Give parameters the place of the module that used them, or of the nearest one around it."""
+    order = {info.name: info.order for info in structure.modules if info.order >= 0}
+    unused = set(structure.unused)
+
+    def place(tensor: RecordedTensor) -> RecordedTensor:
+        if tensor.kind != "weight" or tensor.name in unused:
+            return tensor
+        owner = tensor.module
+        while owner and owner not in order:
+            owner = owner.rpartition(".")[0]
+        return dataclasses.replace(tensor, order=order.get(owner, -1))
+
+    return tuple(place(tensor) for tensor in columns)
+
+
+def git_revision() -> str:
+    """Revision of the code that is being run, empty outside a checkout."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],  # noqa: S607 - whichever git the user has
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return found.stdout.strip() if found.returncode == 0 else ""

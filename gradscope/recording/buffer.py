@@ -1,0 +1,376 @@
+"""StatisticsBuffer: recorded numbers on their device, copied out in one piece per flush, thinned.
+
+One row per recorded step, one column per tensor, a handful of raw statistics each. Kernels write
+directly into the cells of a ring of `RING` rows, which leaves the device when it is full, without
+the host waiting.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gradscope.trace.table import RecordedStep, RecordedTensor
+from gradscope.trace.vocabulary import HISTOGRAM_RANGE, STATISTICS
+
+RAW = (
+    "norm",
+    "nonfinite",
+    "abs_max",
+    "zero",
+    "unclipped",
+    "saturated",
+    "dead",
+    "weight_norm",
+    "update",
+)
+"""What the device stores per tensor; `finish` turns it into the statistics of the table. The first
+five stand in the order in which the kernels of `_kernels.c` write them."""
+
+PLACE = {name: i for i, name in enumerate(RAW)}
+"""Place of each among the cells of a column."""
+
+RING = 32
+"""Recorded steps that wait on the device before they are copied out."""
+
+DENSE = 16
+"""The first recorded steps are never thinned out: most of what goes wrong goes wrong there."""
+
+UNSEEN = -1
+"""Stands for the number of elements of a tensor that did not come up in a step."""
+
+META = 0
+"""Column that holds the loss scale (as `norm`) and whether the step found Inf (as `zero`)."""
+
+BINS = HISTOGRAM_RANGE[1] - HISTOGRAM_RANGE[0]
+
+
+@dataclass(slots=True)
+class _Row:
+    """What the host knows of one recorded step."""
+
+    step: RecordedStep
+    numel: list[int]
+    """Real numbers in the tensor of each column; `UNSEEN` where there was none in this step."""
+    scaled: frozenset[int]
+    """Columns whose raw values still carry the loss scale."""
+    raw: Tensor | None = None
+    histogram: Tensor | None = None
+
+
+class Area:
+    """The ring of rows on one device; the cells of one of them are being written."""
+
+    def __init__(self, device: torch.device, numel: list[int]) -> None:
+        self.capacity = 0
+        """Columns that there is room for."""
+        self.numel = numel
+        """`StatisticsBuffer.numel`, for those who write to both."""
+        self.ring = torch.empty((RING, 0, len(RAW)), device=device)
+        self._rows = self.ring.unbind()
+        self._address = array("Q", [0])
+        self.turn(0)
+
+    @property
+    def base(self) -> int:
+        """Where the address of the cells stands in main memory; it stays when they move."""
+        return self._address.buffer_info()[0]
+
+    def grow(self, capacity: int) -> None:
+        """Make room for more columns; what was written stays."""
+        ring = torch.full((RING, capacity, len(RAW)), torch.nan, device=self.ring.device)
+        ring[:, : self.capacity] = self.ring
+        self.ring, self.capacity = ring, capacity
+        self._rows = ring.unbind()
+        self.turn(self._row)
+
+    def turn(self, row: int) -> None:
+        """Go on with the cells of another row."""
+        self._row = row
+        self.cells = self._rows[row]
+        self._address[0] = self.cells.data_ptr()
+
+    def turn_back(self) -> None:
+        """Go on with this row as the first one."""
+        if self._row:
+            self._rows[0].copy_(self.cells)
+            self.turn(0)
+
+
+class StatisticsBuffer:
+    """Rows of raw statistics: fixed memory on the device, bounded memory on the host."""
+
+    def __init__(self, every: int, max_steps: int, *, histograms: bool) -> None:
+        self.interval = every
+        self.columns: list[RecordedTensor] = []
+        self.numel = [UNSEEN]
+        """Real numbers in the tensor of each column in this step; who measures one writes it."""
+        self.ever: set[int] = set()
+        """Columns that were seen in some step, be it one that was thinned out since."""
+        self.histograms = histograms
+        self._max_steps = max_steps
+        self._index: dict[tuple[str, str, str, int, int], int] = {}
+        self._areas: dict[torch.device, Area] = {}
+        self._rows: list[_Row] = []
+        self._waiting: list[_Row] = []
+        self._in_flight: list[tuple[list[_Row], list[tuple[Tensor, object]]]] = []
+        self._dense_steps: set[int] = set()
+        self._first_nonfinite: int | None = None
+        self._constants: dict[tuple[torch.device, torch.dtype, tuple[float, ...]], Tensor] = {}
+        self._histogram: Tensor | None = None
+
+    def wants(self, step: int) -> bool:
+        """Whether this step is to be recorded, by the interval that thinning has reached."""
+        return step % self.interval == 0
+
+    def column(self, tensor: RecordedTensor) -> int:
+        """The column of a tensor, made when it is first asked for; column 0 is not a tensor's."""
+        key = (tensor.kind, tensor.module, tensor.parameter, tensor.call, tensor.output)
+        index = self._index.get(key)
+        if index is None:
+            index = self._index[key] = len(self.columns) + 1
+            self.columns.append(tensor)
+            self.numel.append(UNSEEN)
+        return index
+
+    def cell(self, device: torch.device, column: int, name: str) -> Tensor:
+        """One 0-d float32 cell, a view to be written by kernels."""
+        return self.area(device, column).cells[column, PLACE[name]]
+
+    def area(self, device: torch.device, column: int) -> Area:
+        """The cells of a device, with room up to a column and for all columns made so far.
+
+        Who writes to addresses in it must hold on to it.
+        """
+        area = self._areas.get(device)
+        if area is None:
+            area = self._areas[device] = Area(device, self.numel)
+            area.turn(len(self._waiting))
+        needed = max(column, len(self.columns))
+        if area.capacity <= needed:
+            area.grow(max(2 * needed, 64))
+        return area
+
+    def put(self, device: torch.device, name: str, columns: Sequence[int], values: Tensor) -> None:
+        """Write one raw statistic of many tensors.
+
+        Args:
+            device: where they live.
+            name: one of `RAW`.
+            columns: column of each.
+            values: float32, shape (len(columns),).
+        """
+        area = self.area(device, max(columns))
+        area.cells[:, PLACE[name]].index_copy_(0, self._on_device(device, columns), values)
+
+    def get(self, device: torch.device, name: str, columns: Sequence[int]) -> Tensor:
+        """Read one raw statistic of many tensors of the current step, on the device."""
+        area = self.area(device, max(columns))
+        return area.cells[:, PLACE[name]].index_select(0, self._on_device(device, columns))
+
+    def constant(self, device: torch.device, values: Sequence[float]) -> Tensor:
+        """A float32 vector that is the same at every step, copied to the device only once."""
+        return self._cached(device, tuple(values), torch.float32)
+
+    def put_histogram(self, column: int, counts: Tensor) -> None:
+        """Keep the histogram of one tensor in the current step."""
+        if self._histogram is None or self._histogram.shape[0] <= column:
+            grown = torch.zeros((len(self.columns) + 1, BINS), device=counts.device)
+            if self._histogram is not None:
+                grown[: self._histogram.shape[0]] = self._histogram
+            self._histogram = grown
+        self._histogram[column] = counts
+
+    def begin(self) -> None:
+        """Start a row."""
+        for area in self._areas.values():
+            area.cells.fill_(torch.nan)
+        self.numel[:] = [UNSEEN] * len(self.numel)
+        self._histogram = None
+
+    def end(self, step: RecordedStep, scaled: frozenset[int]) -> None:
+        """Finish the row: `scaled` names the columns that still carry the loss scale."""
+        alike = bool(self._rows) and self._rows[-1].numel == self.numel
+        if not alike:
+            self.ever.update(column for column, n in enumerate(self.numel) if n != UNSEEN)
+        row = _Row(step, self._rows[-1].numel if alike else self.numel.copy(), scaled)
+        row.histogram = self._histogram
+        self._waiting.append(row)
+        self._rows.append(row)
+        if len(self._dense_steps) < DENSE:
+            self._dense_steps.add(step.step)
+        if len(self._waiting) == RING:
+            self.flush()
+        else:
+            for area in self._areas.values():
+                area.turn(len(self._waiting))
+        if len(self._rows) > self._max_steps:
+            self._thin()
+
+    def flush(self) -> None:
+        """Start copying the waiting rows to the host; on CUDA the host does not wait for it."""
+        self._settle()
+        if not self._waiting:
+            return
+        copies: list[tuple[Tensor, object]] = []
+        for device, area in self._areas.items():
+            full = area.ring[: len(self._waiting), : len(self.columns) + 1]
+            if device.type == "cuda":
+                host = torch.empty(full.shape, pin_memory=True)
+                host.copy_(full, non_blocking=True)
+                done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's stub
+                done.record(torch.cuda.current_stream(device))
+                copies.append((host, done))
+            else:
+                copies.append((full.to("cpu", copy=True), None))
+            area.turn_back()
+        self._in_flight.append((self._waiting, copies))
+        self._waiting = []
+
+    def rows(self) -> list[_Row]:
+        """All kept rows with their numbers on the host."""
+        self.flush()
+        self._settle()
+        return self._rows
+
+    def release(self) -> None:
+        """Give the device memory back; rows stay."""
+        self.rows()
+        self._areas.clear()
+        self._constants.clear()
+        self._histogram = None
+
+    def _on_device(self, device: torch.device, columns: Sequence[int]) -> Tensor:
+        return self._cached(device, tuple(columns), torch.int64)
+
+    def _cached(
+        self, device: torch.device, values: tuple[float, ...], dtype: torch.dtype
+    ) -> Tensor:
+        key = (device, dtype, values)
+        found = self._constants.get(key)
+        if found is None:
+            if len(self._constants) > 64:  # a network whose used parameters change every step
+                self._constants.clear()
+            found = self._constants[key] = torch.tensor(values, device=device, dtype=dtype)
+        return found
+
+    def _settle(self) -> None:
+        for rows, copies in self._in_flight:
+            for _, done in copies:
+                if isinstance(done, torch.cuda.Event):
+                    done.synchronize()
+            block = _merged([host for host, _ in copies], len(rows))
+            for row, raw, broken in zip(rows, block, _nonfinite(block), strict=True):
+                row.raw = raw.clone()  # rows are thinned out one by one
+                _complete(row)
+                if row.histogram is not None:
+                    row.histogram = row.histogram.to("cpu", torch.int32)
+                if self._first_nonfinite is None and broken:
+                    self._first_nonfinite = row.step.step
+        self._in_flight = []
+
+    def _thin(self) -> None:
+        while len(self._rows) > self._max_steps:
+            self.interval *= 2
+            self._rows = [
+                row
+                for row in self._rows
+                if row.step.step % self.interval == 0
+                or row.step.step in self._dense_steps
+                or row.step.step == self._first_nonfinite
+            ]
+
+
+def _complete(row: _Row) -> None:
+    assert row.raw is not None
+    scale = float(row.raw[META, PLACE["norm"]])
+    found_inf = float(row.raw[META, PLACE["zero"]])
+    if not math.isnan(scale):  # there was a GradScaler
+        skipped = row.step.skipped or found_inf > 0
+        row.step = replace(row.step, loss_scale=scale, skipped=skipped)
+
+
+def _merged(blocks: list[Tensor], n_rows: int) -> Tensor:
+    """Rows whose cells were written on several devices, each cell on one of them."""
+    if len(blocks) == 1:
+        return blocks[0]
+    width = max((block.shape[1] for block in blocks), default=1)
+    merged = torch.full((n_rows, width, len(RAW)), torch.nan)
+    for block in blocks:
+        mine = merged[:, : block.shape[1]]
+        mine.copy_(torch.where(block.isnan(), mine, block))
+    return merged
+
+
+def _nonfinite(raw: Tensor) -> list[bool]:
+    """Of each row, whether a tensor had NaN or Inf."""
+    tensors = raw[:, META + 1 :]
+    broken = (tensors[:, :, PLACE["nonfinite"]] > 0) | tensors[:, :, PLACE["norm"]].isinf()
+    found: list[bool] = broken.any(1).tolist()
+    return found
+
+
+def finish(rows: list[_Row], columns: list[RecordedTensor]) -> tuple[Tensor, Tensor]:
+    """Turn raw rows into the statistics of the table.
+
+    Args:
+        rows: from `StatisticsBuffer.rows`.
+        columns: the recorded tensors.
+
+    Returns:
+        Values, float32 of shape (rows, tensors, len(STATISTICS)), and presence, bool of shape
+        (rows, tensors).
+    """
+    width = len(columns) + 1
+    raw = torch.full((len(rows), width, len(RAW)), torch.nan)
+    numel = torch.ones((len(rows), width))
+    scale = torch.ones((len(rows), width))
+    present = torch.zeros((len(rows), width), dtype=torch.bool)
+    sizes_of = {id(row.numel): torch.tensor(row.numel) for row in rows}
+    for i, row in enumerate(rows):
+        assert row.raw is not None
+        known = min(row.raw.shape[0], width)
+        raw[i, :known] = row.raw[:known]
+        sizes = sizes_of[id(row.numel)][:width]
+        present[i, : len(sizes)] = sizes != UNSEEN
+        numel[i, : len(sizes)] = sizes.to(torch.float32).clamp(min=0)
+        scale[i, list(row.scaled)] = row.step.loss_scale
+    cell = {name: raw[:, :, i] for name, i in PLACE.items()}
+    norm = cell["norm"] / scale
+    abs_max = cell["abs_max"] / scale
+    # The largest magnitude carries NaN and Inf exactly; where a sample missed it, one is. Where it
+    # was not taken, it is NaN and the norm tells.
+    broken = torch.where(abs_max.isnan(), norm.isnan(), ~abs_max.isfinite())
+    counted = torch.where(norm.isfinite() & cell["nonfinite"].isnan(), 0.0, cell["nonfinite"])
+    nonfinite = torch.where(broken & (counted == 0), 1 / numel, counted)
+    columns_of = {
+        "norm": norm,
+        "rms": norm / numel.sqrt(),
+        "abs_max": abs_max,
+        "zero_fraction": cell["zero"],
+        "nonfinite_fraction": nonfinite,
+        "unclipped_norm": cell["unclipped"] / scale,
+        "weight_norm": cell["weight_norm"],
+        "update_ratio": cell["update"] / cell["weight_norm"],
+        "saturated_fraction": cell["saturated"],
+        "dead_fraction": cell["dead"],
+    }
+    values = torch.stack([columns_of[name] for name in STATISTICS], dim=2)
+    values[~present] = torch.nan
+    return values[:, 1:], present[:, 1:]
+
+
+def histograms(rows: list[_Row], n_columns: int) -> Tensor | None:
+    """Histograms of all rows, int32 of shape (rows, tensors, bins), or None without any."""
+    if not any(row.histogram is not None for row in rows):
+        return None
+    counts = torch.zeros((len(rows), n_columns + 1, BINS), dtype=torch.int32)
+    for i, row in enumerate(rows):
+        if row.histogram is not None:
+            counts[i, : row.histogram.shape[0]] = row.histogram
+    return counts[:, 1:]

@@ -1,0 +1,128 @@
+"""HostMeter: statistics of tensors in main memory by the compiled kernels, in one pass."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gradscope.recording import kernels, reductions
+from gradscope.recording.buffer import PLACE, Area, StatisticsBuffer
+from gradscope.recording.kernels import (
+    ALL,
+    CODES,
+    NORM,
+    UNCLIPPED,
+    Reader,
+)
+
+
+class HostMeter:
+    """Statistics of tensors in main memory; of large weights and their updates from samples."""
+
+    def __init__(self, device: torch.device, buffer: StatisticsBuffer) -> None:
+        self._device = device
+        self._buffer = buffer
+        self._samples: dict[int, _Sample] = {}
+
+    def output_reader(self, column: int, *, norm_only: bool) -> Reader:
+        """Make what takes the statistics of an output of a module."""
+        return self._reader(column, NORM if norm_only else ALL)
+
+    def gradient_reader(self, column: int) -> Reader:
+        """Make what takes the gradient with respect to an output."""
+        return self._reader(column, NORM)
+
+    def units_reader(self, column: int, dim: int) -> Reader:
+        """Make what takes the share of units along a dimension that never gave but zero."""
+        area, place, active = self._area(column), PLACE["dead"], bytearray()
+
+        def convert(tensor: Tensor) -> None:
+            tensor = reductions.local(tensor)
+            strides = tensor.stride()
+            order = sorted(range(tensor.dim()), key=lambda d: (-strides[d], d))
+            dense = tensor.permute(order).contiguous()  # of channels_last no copy is made
+            dense = dense if dense.dtype in CODES else dense.float()
+            kernels.compiled.dead_units(
+                area, column, place, order.index(dim), active, _cannot_read, dense
+            )
+
+        return functools.partial(
+            kernels.compiled.dead_units, area, column, place, dim, active, convert
+        )
+
+    def parameter_gradients(
+        self, columns: list[int], tensors: list[Tensor], *, unclipped: bool
+    ) -> None:
+        """Take what is recorded of the gradients of parameters; `unclipped`: nobody clipped yet."""
+        area, wanted = self._area(max(columns)), UNCLIPPED if unclipped else ALL
+        for i in kernels.compiled.measure(area, columns, tensors, wanted):
+            _measure_converted(area, columns[i], wanted, tensors[i])
+
+    def weights(self, columns: list[int], tensors: list[Tensor]) -> None:
+        """Remember samples of the weights to compare with after the step, and take their norms."""
+        for column, tensor in zip(columns, tensors, strict=True):
+            if column not in self._samples:
+                self._samples[column] = _Sample(_converted(tensor))
+        for i, tensor in self._compare(kernels.compiled.remember, columns, tensors, "weight_norm"):
+            self._samples[columns[i]] = _Sample(tensor)  # it has another size or dtype now
+            self._compare(kernels.compiled.remember, [columns[i]], [tensor], "weight_norm")
+
+    def updates(self, columns: list[int], tensors: list[Tensor]) -> None:
+        """Take how far the step moved the weights that were remembered."""
+        self._compare(kernels.compiled.change, columns, tensors, "update")
+
+    def end(self) -> None:
+        """Nothing was left to the end of the step."""
+
+    def _reader(self, column: int, wanted: int) -> Reader:
+        # It holds on to the cells, which a graph that outlives the scope still writes.
+        area = self._area(column)
+        convert = functools.partial(_measure_converted, area, column, wanted)
+        return kernels.compiled.Reader(area, column, wanted, convert)
+
+    def _compare(
+        self, kernel: Callable[..., list[int]], columns: list[int], tensors: list[Tensor], name: str
+    ) -> list[tuple[int, Tensor]]:
+        """Run a kernel over samples; the tensors that do not fit theirs, with their indices."""
+        area, place = self._area(max(columns)), PLACE[name]
+        samples = [self._samples[c].place for c in columns]
+        left = kernel(area, columns, tensors, samples, place)
+        converted = [(i, _converted(tensors[i])) for i in left]
+        return [
+            (i, t) for i, t in converted if kernel(area, [columns[i]], [t], [samples[i]], place)
+        ]
+
+    def _area(self, column: int) -> Area:
+        return self._buffer.area(self._device, column)
+
+
+def _measure_converted(area: Area, column: int, wanted: int, tensor: Tensor) -> None:
+    kernels.compiled.measure(area, [column], [_converted(tensor)], wanted)
+    area.numel[column] = reductions.numel(tensor)  # not what is stored: of a sparse one all
+
+
+def _cannot_read(tensor: Tensor) -> None:
+    """A tensor without memory, as in the transforms of torch.func: its cells stay empty."""
+    del tensor
+
+
+class _Sample:
+    """Room for the runs of one parameter that are compared with those after the step."""
+
+    __slots__ = ("_before", "place")
+
+    def __init__(self, vector: Tensor) -> None:
+        numel = vector.numel()
+        length, stride, n = reductions.runs_for(numel)
+        self._before = torch.empty(length * n, dtype=vector.dtype)
+        address, code = self._before.data_ptr(), CODES[vector.dtype]
+        self.place = (length, stride, n, address, numel, code)
+
+
+def _converted(tensor: Tensor) -> Tensor:
+    """The elements in a form that the kernels read."""
+    vector = reductions.elements(tensor)
+    return vector if vector.dtype in CODES else vector.float()

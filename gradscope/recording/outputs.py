@@ -1,0 +1,357 @@
+"""ForwardReader: module outputs of the forward pass of a step, and the gradients at them."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.layers import BOUNDS, is_normalisation
+from gradscope.nested import tensors_in
+from gradscope.recording import reductions
+from gradscope.recording.buffer import UNSEEN, StatisticsBuffer
+from gradscope.recording.kernels import Reader, forward_hook
+from gradscope.recording.meters import Meters
+from gradscope.recording.network import Call, read_structure
+from gradscope.trace.structure import Structure
+from gradscope.trace.table import TIME, RecordedTensor
+from gradscope.trace.vocabulary import Kind
+
+MAX_CALLS = 256
+"""Calls of one module within one step that are recorded; a longer loop is cut off there."""
+
+_in_inference_mode = torch.is_inference_mode_enabled
+_in_transform = torch._C._are_functorch_transforms_active
+_backward_pass = torch._C._current_graph_task_id  # DDP asks the same way whether one is running
+
+_USUAL = ((_backward_pass, -1), (_in_transform, False))
+"""What tells that a tensor with a history comes from a plain forward pass, and how."""
+
+_KINDS: tuple[Kind, Kind] = ("activation", "activation_grad")
+
+
+@dataclass(slots=True)
+class _Output:
+    """What is known of one output of one call of a module, the same in every step."""
+
+    column: int
+    device: torch.device
+    read: Reader
+    also: tuple[Reader, ...]
+    """What else is taken of it: of activations, dead and saturated units."""
+    read_gradient: Reader
+    hooks: OrderedDict[object, Reader] | None = None
+    """What the last tensor of it carries, if the compiled forward hook took it."""
+
+
+@dataclass(slots=True)
+class _Module:
+    """One module of the network, and how often it ran in this step."""
+
+    name: str
+    calls: int = 0
+    recomputed: int = 0
+    """Calls within the backward pass, by activation checkpointing."""
+    outputs: dict[int, _Output] = field(default_factory=dict)
+    """`_place` of a tensor -> output."""
+
+
+class _ForwardHook:
+    """What torch calls after each module; it does not keep the reader alive."""
+
+    def __init__(self, reader: ForwardReader) -> None:
+        self.active = True
+        self._reader = weakref.ref(reader)
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        reader = self._reader()
+        if reader is not None:
+            reader.saw(module, args, output)
+
+
+class ForwardReader:
+    """Module outputs of the first forward pass of a step, and the gradients at them."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        buffer: StatisticsBuffer,
+        meters: Meters,
+        *,
+        norms_only: bool,
+        after_backward: Callable[[], None],
+        on_another_pass: Callable[[], None],
+    ) -> None:
+        self.gradients: set[int] = set()
+        """Columns of gradients with respect to outputs, which carry the loss scale."""
+        self.structure: Structure | None = None
+        self.truncated: set[str] = set()
+        """Modules called more often than `MAX_CALLS` in a step."""
+        self.has_fused_recurrence = any(isinstance(m, nn.RNNBase) for m in model.modules())
+        """Whether the network has a layer that loops over time by itself."""
+        self._model = weakref.ref(model)
+        self._modules = {id(m): _Module(name) for name, m in model.named_modules()}
+        self._buffer = buffer
+        self._meters = meters
+        self._norms_only = norms_only
+        self._after_backward = after_backward
+        self._on_another_pass = on_another_pass
+        self._seen: dict[int, tuple[weakref.ref[Tensor], int, str, int]] = {}
+        self._calls: list[Call] = []
+        self._roots: list[Any] = []
+        """Graph nodes of what the network returned, while the structure is to be read."""
+        self._sinks: list[Any] = []
+        """Those of them that got a gradient."""
+        self._key = object()
+        """Stands for this reader among the hooks of a tensor that it took."""
+        # The root ends the pass and recurrent layers have a time, so theirs are never as before.
+        alike = {
+            id(m): self._modules[id(m)]
+            for m in model.modules()
+            if m is not model and not isinstance(m, nn.RNNBase)
+        }
+        self.hook = forward_hook(alike, _USUAL, self._key, _ForwardHook(self))
+        """What is to be registered as forward hook."""
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the last forward pass."""
+        self._finished = False  # a forward pass that follows a complete one is another one
+        self._queued = False
+        for known in self._modules.values():
+            known.calls = known.recomputed = 0
+        self._seen.clear()
+        self._forget_graph()
+        self.hook.active = self.structure is not None
+
+    def end(self) -> None:
+        """Read the structure if the root never ran, only its parts."""
+        self._read_structure()
+
+    def truncated_notes(self) -> list[str]:
+        """One line for each module that ran more often than is recorded."""
+        return [
+            f"'{name or '(root)'}' ran more than {MAX_CALLS} times in a step; the rest of its "
+            "calls is not recorded"
+            for name in sorted(self.truncated)
+        ]
+
+    def saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Take what one call of one module gave; called by the forward hook.
+
+        The kernels' `ForwardHook` does the same for calls that are as in an earlier step.
+        """
+        known = self._modules.get(id(module))
+        if known is None or _in_inference_mode():  # nothing of it can be trained on
+            return
+        if _in_transform():  # tensors within vmap and its kin have no numbers of their own
+            return
+        if _backward_pass() != -1:
+            self._saw_again(known, output)  # activation checkpointing computes it a second time
+            return
+        if self._finished:
+            self._on_another_pass()
+        if not self._finished:
+            self._take(known, module, args, output)
+        if not known.name:
+            self._end_of_forward(output)
+
+    def _take(self, known: _Module, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        call = known.calls
+        known.calls += 1
+        if call >= MAX_CALLS:
+            self.truncated.add(known.name)
+            return
+        for index, tensor in enumerate(floating_in(output)):
+            if tensor.is_inference():  # made in the inference mode: no version, no gradient
+                continue
+            made = self._seen.get(id(tensor))
+            if made is None or made[0]() is not tensor or made[1] != tensor._version:
+                if self.structure is not None and self._key in (tensor._backward_hooks or ()):
+                    continue  # the compiled hook took it
+                made = (weakref.ref(tensor), tensor._version, known.name, call)
+                self._seen[id(tensor)] = made
+                place = _place(call, index)
+                seen = known.outputs.get(place)
+                if seen is None or seen.device != tensor.device:
+                    seen = self._new_output(known.name, module, call, index, tensor)
+                    known.outputs[place] = seen
+                self._measure(seen, tensor)
+            if self.structure is None:
+                source = self._source(module, args)
+                node = tensor.grad_fn
+                self._calls.append(Call(known.name, call, index, node, made[2], made[3], source))
+        if self.has_fused_recurrence and isinstance(module, nn.RNNBase):
+            self._take_time(known.name, module, args)
+
+    def lend(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Inputs for a fused recurrent layer that take a gradient, so that time can be seen.
+
+        The tensor handed on is a new one on the same memory: no number changes, and the caller's
+        own tensor stays without a gradient.
+        """
+        if not isinstance(module, nn.RNNBase) or id(module) not in self._modules or not args:
+            return None
+        sequence = args[0]
+        fit = isinstance(sequence, Tensor) and sequence.is_floating_point()
+        if not fit or sequence.requires_grad or not torch.is_grad_enabled():
+            return None
+        return (sequence.detach().requires_grad_(), *args[1:])
+
+    def _take_time(self, name: str, module: nn.RNNBase, args: tuple[Any, ...]) -> None:
+        """The flow through time of a fused recurrent layer shows at its input, step by step."""
+        sequence = args[0] if args else None
+        if not isinstance(sequence, Tensor) or not sequence.requires_grad or sequence.dim() != 3:
+            return
+        time = 1 if module.batch_first else 0
+        length = sequence.shape[time]
+        stride = -(-length // MAX_CALLS)
+        shape = tuple(n for d, n in enumerate(sequence.shape) if d != time)
+        position = self._position() - 1
+        columns = [
+            self._buffer.column(
+                RecordedTensor("activation_grad", name, "", position, t, TIME, shape)
+            )
+            for t in range(0, length, stride)
+        ]
+        self.gradients.update(columns)
+
+        def take(grad: Tensor) -> None:
+            others = [d for d in range(3) if d != time]
+            norms = torch.linalg.vector_norm(grad.detach(), dim=others, dtype=torch.float32)
+            self._buffer.put(grad.device, "norm", columns, norms[::stride])
+            for column in columns:
+                self._buffer.numel[column] = grad.numel() // length
+
+        sequence.register_hook(take)  # type: ignore[no-untyped-call]  # torch's stub
+
+    def _source(self, module: nn.Module, args: tuple[Any, ...]) -> str:
+        """For a normalisation: the module that made the very tensor it was given."""
+        if not (is_normalisation(module) and args and isinstance(args[0], Tensor)):
+            return ""
+        made = self._seen.get(id(args[0]))
+        return made[2] if made is not None and made[0]() is args[0] else ""
+
+    def _measure(self, output: _Output, tensor: Tensor) -> None:
+        output.read(tensor)
+        for read in output.also:
+            read(tensor)
+        if tensor.requires_grad:
+            self._await_gradient(tensor, output.read_gradient)
+
+    def _await_gradient(self, tensor: Tensor, read: Reader) -> None:
+        """Have the gradient of the tensor as it is now read, before in-place changes."""
+        node = tensor.grad_fn
+        if node is None or tensor._backward_hooks is not None or type(tensor) is not Tensor:
+            tensor.register_hook(read)  # type: ignore[no-untyped-call]  # torch's stub
+        else:  # what register_hook does at half its cost: there is no handle to remove it with
+            tensor._backward_hooks = hooks = OrderedDict()
+            hooks[self._key] = read  # several times faster than as an argument
+            node._register_hook_dict(tensor)
+
+    def _new_output(
+        self, name: str, module: nn.Module, call: int, index: int, tensor: Tensor
+    ) -> _Output:
+        shape, position = tuple(tensor.shape), self._position()
+        column, gradient = (
+            self._buffer.column(RecordedTensor(kind, name, "", position, call, index, shape))
+            for kind in _KINDS
+        )
+        self.gradients.add(gradient)
+        meter = self._meters.of(tensor.device)
+        also = []
+        if not self._norms_only:
+            if tensor.dim() > 1 and type(module).__module__ == "torch.nn.modules.activation":
+                dim = 2 if tensor.dim() == 3 else 1  # (batch, time, features), else channels
+                also.append(meter.units_reader(column, dim))
+            if type(module) in BOUNDS:
+                also.append(self._saturation_reader(column, *BOUNDS[type(module)]))
+        reader = meter.output_reader(column, norm_only=self._norms_only)
+        return _Output(column, tensor.device, reader, tuple(also), meter.gradient_reader(gradient))
+
+    def _saturation_reader(self, column: int, low: float, high: float) -> Reader:
+        buffer = self._buffer
+
+        def read(tensor: Tensor) -> None:
+            share = buffer.cell(tensor.device, column, "saturated")
+            share.copy_(reductions.saturated_share(tensor, low, high))
+
+        return read
+
+    def _position(self) -> int:
+        """Place in execution order of the output that is being taken."""
+        if self.structure is None:
+            return len(self._calls)
+        return sum(known.calls for known in self._modules.values()) - 1
+
+    def _saw_again(self, known: _Module, output: Any) -> None:
+        call = known.recomputed
+        known.recomputed += 1
+        for index, tensor in enumerate(floating_in(output)):
+            seen = known.outputs.get(_place(call, index))
+            if tensor.requires_grad and seen is not None:
+                self._await_gradient(tensor, seen.read_gradient)
+
+    def _end_of_forward(self, output: Any) -> None:
+        roots = [t for t in floating_in(output) if t.requires_grad]
+        if not roots:
+            if not self._finished:  # a validation pass: nothing of it counts
+                for known in self._modules.values():
+                    for seen in known.outputs.values():
+                        self._buffer.numel[seen.column] = UNSEEN
+                self.begin()
+            return
+        self._finished = True
+        self.hook.active = False
+        for root in roots:
+            if self.structure is None:
+                self._roots.append(root.grad_fn)  # a hook that held it would keep the graph alive
+            take = partial(self._root_gradient, len(self._roots) - 1)
+            root.register_hook(take)  # type: ignore[no-untyped-call]  # torch's stub
+
+    def _root_gradient(self, index: int, grad: Tensor) -> None:
+        del grad
+        if self._roots:
+            self._sinks.append(self._roots[index])
+        if not self._queued:
+            self._queued = True
+            # A callback queued from a callback runs after those of DDP and FSDP, which finish
+            # the gradients in callbacks of their own.
+            queue = torch.autograd.Variable._execution_engine.queue_callback  # as DDP does
+            queue(lambda: queue(self._end_of_backward))
+
+    def _end_of_backward(self) -> None:
+        self._queued = False
+        self._read_structure()
+        self._after_backward()
+
+    def _read_structure(self) -> None:
+        model = self._model()
+        if self.structure is not None or model is None or not self._calls:
+            return
+        sinks = self._sinks or [c.node for c in reversed(self._calls) if c.node is not None]
+        self.structure = read_structure(model, self._calls, sinks)
+        self._forget_graph()
+
+    def _forget_graph(self) -> None:
+        self._calls.clear()
+        self._roots.clear()
+        self._sinks.clear()
+
+
+def _place(call: int, index: int) -> int:
+    """Of a tensor among those of a module: the call itself where a call gives one tensor."""
+    return index << 32 | call
+
+
+def floating_in(output: Any) -> Sequence[Tensor]:
+    """The tensors in what a module returned that can carry a gradient, whatever the nesting."""
+    if type(output) is Tensor and output.dtype is torch.float32:  # what most modules return
+        return (output,)
+    return [t for t in tensors_in(output) if t.is_floating_point() or t.is_complex()]

@@ -1,0 +1,102 @@
+"""One HTML file from a study or a trace."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradscope.errors import ConfigError
+from gradscope.study.results import Study
+from gradscope.trace.table import Trace
+
+if TYPE_CHECKING:
+    from gradscope.report.chart import Chart
+    from gradscope.report.figures.common import Drawing
+
+__all__ = ["charts", "load", "write_report"]
+
+Source = Trace | Study | Sequence[Study]
+
+
+def write_report(source: Source, path: str | os.PathLike[str]) -> Path:
+    """Write one offline HTML file, and the tables it was drawn from into a folder beside it.
+
+    Args:
+        source: a trace, a study, or several studies to compare.
+        path: where to; ``flow.html`` puts its tables into ``flow.tables``. Missing folders are
+            made.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigError: there is no cell to draw, or the path is a folder.
+    """
+    from gradscope.report import page
+    from gradscope.report.figures import gallery
+
+    path = Path(path)
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; give the name of a file, for example report.html")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn = _prepare(source)
+    folder = path.with_suffix(".tables")
+    files = drawn.tables.write(folder)
+    beside = {name: f"{folder.name}/{file.name}" for name, file in files.items()}
+    page.write(page.render(drawn, gallery.all_charts(drawn), beside), path)
+    return path
+
+
+def load(paths: Sequence[Path]) -> Source:
+    """What `write_report` draws, from paths.
+
+    Args:
+        paths: folders that a grid was run into, or one Parquet file of a trace.
+
+    Returns:
+        A trace, a study, or several studies.
+
+    Raises:
+        GradscopeError: a path holds neither.
+    """
+    from gradscope.ablation.store import Store
+
+    if len(paths) == 1 and paths[0].is_file():
+        return Trace.load(paths[0])
+    for path in paths:
+        if not path.is_dir():
+            raise ConfigError(
+                f"{path}: no such folder; give the folder that run-grid wrote, for example runs/hw5"
+            )
+    studies = [Store.load(path) for path in paths]
+    return studies[0] if len(studies) == 1 else studies
+
+
+def charts(source: Source) -> dict[str, Chart]:
+    """The figures of a report one by one, as plotly objects that show themselves in a notebook.
+
+    Args:
+        source: as for `write_report`.
+
+    Returns:
+        Key of the chart -> the chart; ``charts(study)["profile"].figures`` are plotly figures.
+    """
+    from gradscope.report.figures import gallery
+
+    return gallery.all_charts(_prepare(source))
+
+
+def _prepare(source: Source) -> Drawing:
+    from gradscope.report import scheme
+    from gradscope.report.figures import gallery
+    from gradscope.study import effects, merge, tables
+
+    study, traces = merge.as_study(source)
+    if not study.results:
+        raise ConfigError(f"study '{study.name}': has no cells; run the grid first")
+    read = tables.read(study, traces)
+    found = effects.effects(read)
+    read.frames["effects"] = effects.to_frame(found)
+    return gallery.Drawing(read, scheme.choose(read, found), found)

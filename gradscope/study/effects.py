@@ -1,0 +1,262 @@
+"""What each factor does: comparisons of cells that differ in nothing else.
+
+A main effect of a factor is the mean, over all pairs of variants that differ in this factor alone,
+of the difference of their outcomes. A two-way interaction is the mean, over all such quadruples, of
+the difference between the effect of one factor at two levels of the other. In a full factorial
+these are the estimates of least squares; in a design with holes they still compare like with like.
+
+Each difference is taken within a seed, so that what a seed does to all cells alike falls out. The
+spread of a difference over its seeds gives its variance, whatever that of the others, and
+Welch-Satterthwaite degrees of freedom give the interval of their mean. With one seed there is no
+such spread and so no interval: the differences over the other factors' levels are no substitute.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from gradscope.study.tables import Factor, Tables
+
+CONFIDENCE = 0.95
+
+Levels = tuple[int, ...]
+Outcomes = Mapping[Levels, Mapping[int, float]]
+"""Levels of a variant -> seed -> outcome."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One outcome that the factors are compared on."""
+
+    key: str
+    title: str
+    unit: str
+    of: Callable[[Mapping[str, Any]], float]
+    """From a row of the table of cells."""
+    good: int
+    """+1 where more is better, -1 where less is, 0 where neither."""
+
+
+METRICS = (
+    Metric("drift", "Gradient decay or growth", "decades per block", lambda c: abs(c["slope"]), -1),
+    Metric("slope", "Gradient slope, signed", "decades per block", lambda c: c["slope"], 0),
+    Metric("loss", "Final training loss", "", lambda c: c["final_loss"], -1),
+    Metric("accuracy", "Validation accuracy", "points", lambda c: 100 * c["val_accuracy"], +1),
+)
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One comparison on one metric, in the metric's unit."""
+
+    metric: str
+    factor: str
+    level: str
+    reference: str
+    """The level it is compared with: the first in the grid."""
+    by: str = ""
+    """The second factor, for an interaction."""
+    by_level: str = ""
+    by_reference: str = ""
+    estimate: float = math.nan
+    low: float = math.nan
+    """Lower end of the 95 % interval over seeds; NaN with one seed."""
+    high: float = math.nan
+    p: float = math.nan
+    """Two-sided, that the effect is zero."""
+    p_holm: float = math.nan
+    """Corrected for all comparisons on this metric (Holm 1979)."""
+    n_pairs: int = 0
+    """Comparisons that differ in nothing else."""
+    n_seeds: int = 0
+    """The smallest number of seeds in one of them."""
+    smallest: float = math.nan
+    """The smallest of the differences over the other factors' levels."""
+    largest: float = math.nan
+    level_mean: float = math.nan
+    """Mean outcome at the level over the pairs; NaN for an interaction."""
+    reference_mean: float = math.nan
+
+    @property
+    def is_main(self) -> bool:
+        """Whether it is a main effect rather than an interaction."""
+        return not self.by
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether it differs from zero after the correction, at 5 %."""
+        return self.p_holm < 1 - CONFIDENCE
+
+
+def effects(tables: Tables) -> tuple[Effect, ...]:
+    """Main effects and two-way interactions of all factors on all metrics.
+
+    Args:
+        tables: of a study; cells without the outcome are left out.
+
+    Returns:
+        Those comparisons that the study allows, metric by metric, main effects first.
+    """
+    found: list[Effect] = []
+    for metric in METRICS:
+        outcomes = _outcomes(tables, metric)
+        of_metric = [*_main(tables.factors, outcomes), *_interactions(tables.factors, outcomes)]
+        found += _corrected([_named(effect, metric) for effect in of_metric])
+    return tuple(found)
+
+
+def to_frame(found: Iterable[Effect]) -> pd.DataFrame:
+    """The effects as a table, one row each."""
+    return pd.DataFrame([vars(e) for e in found], columns=list(Effect.__dataclass_fields__))
+
+
+def _outcomes(tables: Tables, metric: Metric) -> Outcomes:
+    rows = tables.cell_rows
+    found: dict[Levels, dict[int, float]] = {}
+    for variant in tables.variants:
+        values = {int(rows[i]["seed"]): float(metric.of(rows[i])) for i in variant.cells}
+        known = {seed: value for seed, value in values.items() if math.isfinite(value)}
+        if known:
+            found[variant.levels] = known
+    return found
+
+
+def _moved(levels: Levels, at: int, to: int) -> Levels:
+    return (*levels[:at], to, *levels[at + 1 :])
+
+
+def _main(factors: Sequence[Factor], outcomes: Outcomes) -> Iterable[Effect]:
+    for f, factor in enumerate(factors):
+        for level in range(1, len(factor.levels)):
+            pairs = []
+            for levels in outcomes:
+                terms = (levels, _moved(levels, f, 0))
+                if levels[f] == level and terms[1] in outcomes:
+                    pairs.append(_differences(outcomes, terms, (1, -1)))
+            pairs = [pair for pair in pairs if pair.size]
+            if pairs:
+                means = _means(outcomes, f, level)
+                yield Effect(
+                    "",
+                    factor.name,
+                    factor.levels[level],
+                    factor.levels[0],
+                    level_mean=means[0],
+                    reference_mean=means[1],
+                    **estimate(pairs),
+                )
+
+
+def _means(outcomes: Outcomes, f: int, level: int) -> tuple[float, float]:
+    """Mean outcome at the level and at the reference, over the seeds and variants of the pairs."""
+    at, reference = [], []
+    for levels, values in outcomes.items():
+        other = outcomes.get(_moved(levels, f, 0), {})
+        shared = values.keys() & other.keys()
+        if levels[f] == level and shared:
+            at.append(float(np.mean([values[s] for s in shared])))
+            reference.append(float(np.mean([other[s] for s in shared])))
+    return float(np.mean(at)), float(np.mean(reference))
+
+
+def _interactions(factors: Sequence[Factor], outcomes: Outcomes) -> Iterable[Effect]:
+    for f, g in itertools.combinations(range(len(factors)), 2):
+        for level in range(1, len(factors[f].levels)):
+            for by_level in range(1, len(factors[g].levels)):
+                pairs = []
+                for levels in outcomes:
+                    if (levels[f], levels[g]) != (level, by_level):
+                        continue
+                    terms = (
+                        levels,
+                        _moved(levels, f, 0),
+                        _moved(levels, g, 0),
+                        _moved(_moved(levels, f, 0), g, 0),
+                    )
+                    if all(term in outcomes for term in terms):
+                        pairs.append(_differences(outcomes, terms, (1, -1, -1, 1)))
+                pairs = [pair for pair in pairs if pair.size]
+                if pairs:
+                    yield Effect(
+                        "",
+                        factors[f].name,
+                        factors[f].levels[level],
+                        factors[f].levels[0],
+                        factors[g].name,
+                        factors[g].levels[by_level],
+                        factors[g].levels[0],
+                        **estimate(pairs),
+                    )
+
+
+def _differences(
+    outcomes: Outcomes, terms: Sequence[Levels], signs: Sequence[int]
+) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """The signed sum of the terms for each seed that all of them have."""
+    seeds = sorted(set.intersection(*(set(outcomes[term]) for term in terms)))
+    signed = zip(terms, signs, strict=True)
+    total = np.zeros(len(seeds))
+    for term, sign in signed:
+        total += sign * np.array([outcomes[term][seed] for seed in seeds])
+    return total
+
+
+def estimate(pairs: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]]) -> dict[str, Any]:
+    """Mean of the pairs' differences, with its interval over seeds.
+
+    Args:
+        pairs: for each pair the differences, one per seed, at least one.
+
+    Returns:
+        The numeric fields of an `Effect`; interval and p are NaN unless some pair has two seeds. A
+        pair with one seed takes the mean variance of the others.
+    """
+    means = np.array([pair.mean() for pair in pairs])
+    found: dict[str, Any] = {
+        "estimate": float(means.mean()),
+        "n_pairs": len(pairs),
+        "n_seeds": min(len(pair) for pair in pairs),
+        "smallest": float(means.min()),
+        "largest": float(means.max()),
+    }
+    repeated = [pair for pair in pairs if len(pair) > 1]
+    if not repeated:
+        return found
+    pooled = float(np.mean([pair.var(ddof=1) for pair in repeated]))
+    variances = [(pair.var(ddof=1) if len(pair) > 1 else pooled) / len(pair) for pair in pairs]
+    variance = float(np.sum(variances)) / len(pairs) ** 2
+    of_repeated = [(pair.var(ddof=1) / len(pair), len(pair) - 1) for pair in repeated]
+    scatter = sum(v**2 / df for v, df in of_repeated)
+    if variance == 0 or scatter == 0:  # the seeds agree to the last bit: nothing to test against
+        return found
+    freedom = sum(v for v, _ in of_repeated) ** 2 / scatter
+    error = math.sqrt(variance)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+    found["low"], found["high"] = found["estimate"] - half, found["estimate"] + half
+    found["p"] = float(2 * stats.t.sf(abs(found["estimate"]) / error, freedom))
+    return found
+
+
+def _named(effect: Effect, metric: Metric) -> Effect:
+    return replace(effect, metric=metric.key)
+
+
+def _corrected(found: list[Effect]) -> list[Effect]:
+    """The same effects with p corrected by Holm's method over all of them that have one."""
+    from statsmodels.stats.multitest import multipletests
+
+    tested = [i for i, e in enumerate(found) if math.isfinite(e.p)]
+    if not tested:
+        return found
+    corrected = multipletests([found[i].p for i in tested], method="holm")[1]
+    for i, p in zip(tested, corrected, strict=True):
+        found[i] = replace(found[i], p_holm=float(p))
+    return found

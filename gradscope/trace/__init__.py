@@ -1,0 +1,30 @@
+"""The recorded table, its vocabulary and the structure of the network: what later stages read."""
+
+from gradscope.trace.structure import Block, ModuleInfo, Structure
+from gradscope.trace.table import (
+    SCHEMA_VERSION,
+    TIME,
+    NonFinite,
+    Prediction,
+    RecordedStep,
+    RecordedTensor,
+    Trace,
+)
+from gradscope.trace.vocabulary import HISTOGRAM_RANGE, KINDS, STATISTICS, Kind
+
+__all__ = [
+    "HISTOGRAM_RANGE",
+    "KINDS",
+    "SCHEMA_VERSION",
+    "STATISTICS",
+    "TIME",
+    "Block",
+    "Kind",
+    "ModuleInfo",
+    "NonFinite",
+    "Prediction",
+    "RecordedStep",
+    "RecordedTensor",
+    "Structure",
+    "Trace",
+]

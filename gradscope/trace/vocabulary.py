@@ -1,0 +1,29 @@
+"""The words of a trace: kinds of tensors, statistics, and the range of its histograms."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+Kind = Literal["weight", "activation", "activation_grad"]
+
+
+KINDS: tuple[Kind, ...] = ("weight", "activation", "activation_grad")
+"""``weight``: the gradient of the loss with respect to a parameter; ``activation``: the output of a
+module; ``activation_grad``: the gradient of the loss with respect to that output."""
+
+STATISTICS: dict[str, str] = {
+    "norm": "L2 norm, accumulated in float32",
+    "rms": "norm / sqrt(number of elements)",
+    "abs_max": "largest magnitude",
+    "zero_fraction": "share of elements that are exactly zero, 0 to 1",
+    "nonfinite_fraction": "share of elements that are NaN or Inf, 0 to 1",
+    "unclipped_norm": "norm of the gradient when backward had ended, before any clipping",
+    "weight_norm": "L2 norm of the parameter itself before the step",
+    "update_ratio": "norm(parameter after - before the step) / norm(parameter before)",
+    "saturated_fraction": "share of outputs within 1 % of the bounds of a bounded activation",
+    "dead_fraction": "share of units whose output was zero on every example recorded so far",
+}
+"""Name of each statistic, as a column of the table, and its formula."""
+
+HISTOGRAM_RANGE = (-40, 24)
+"""log2|g| covered by the histogram, one bin per power of two; outliers land in the end bins."""
