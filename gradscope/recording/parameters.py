@@ -66,7 +66,7 @@ class ParameterReader:
         """
         self._take(self._of_others(optimizer), scale, unclipped=False)
 
-    def remember_weights(self, optimizer: Optimizer) -> None:
+    def remember_weights(self, optimizer: Optimizer | None) -> None:
         """Before the step: norms of the weights, and a sample of each to compare with after it."""
         others = self._of_others(optimizer)
         self._remembered = with_gradient(self._parameters, others)
