@@ -91,7 +91,7 @@ class RootOfMasked(nn.Module):
 
 
 def test_a_real_backward_pass_is_named():
-    """A root has an infinite derivative at zero, and inf * 0 = NaN: the module that does it is named."""
+    """A root has an infinite derivative at zero, and inf * 0 = NaN: the module is named."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), RootOfMasked(), nn.Linear(8, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
