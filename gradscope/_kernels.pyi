@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from gradscope.buffer import Area
 
-Sample: TypeAlias = tuple[int, int, int, int, int, int]
+Sample: TypeAlias = tuple[int, int, int, int, Tensor]
 
 class Reader:
     def __init__(
@@ -26,7 +26,7 @@ class ForwardHook:
     ) -> None: ...
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any, /) -> None: ...
 
-def configure(tensor: type, parameter: type, exchange: object, width: int, /) -> None: ...
+def configure(tensor: type, parameter: type, exchange: object, /) -> None: ...
 def measure(area: Area, columns: list[int], tensors: list[Tensor], wanted: int, /) -> list[int]: ...
 def measure_gradients(
     area: Area,

@@ -1,6 +1,6 @@
 """How the statistics of one device's tensors are taken and written into its cells of the buffer.
 
-`HostMeter` reads tensors in main memory with the compiled kernels of `_kernels.c`, in one pass.
+`HostMeter` reads tensors in main memory with the compiled kernels, in one pass.
 `DeviceMeter` uses torch's operations, batched where torch can, and never makes the host wait; it
 also serves a CPU for which the kernels were not compiled.
 """
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from gradscope import statistics
-from gradscope.buffer import PLACE, RAW, Area, StatisticsBuffer
+from gradscope.buffer import PLACE, Area, StatisticsBuffer
 
 try:
-    from gradscope import _kernels as kernels
+    import gradscope._kernels as kernels
 
-    kernels.configure(Tensor, nn.Parameter, Tensor.__dlpack_c_exchange_api__, len(RAW))
+    kernels.configure(Tensor, nn.Parameter, Tensor.__dlpack_c_exchange_api__)
 except ImportError:  # without a C compiler, or for a torch with another DLPack
     kernels = None  # type: ignore[assignment]  # mypy knows only the module
 
@@ -29,7 +29,7 @@ _NORM, _ALL, _UNCLIPPED = 2, 4, 5
 """How many of the first raw statistics are taken: the norm and the share of NaN and Inf, those of
 elements too, and of the gradient of a parameter the norm before clipping too."""
 
-_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+_READ = (torch.float32, torch.float64, torch.bfloat16)
 """The dtypes that the kernels read; others are converted."""
 
 Reader = Callable[[Tensor], None]
@@ -143,7 +143,7 @@ class HostMeter:
             strides = tensor.stride()
             order = sorted(range(tensor.dim()), key=lambda d: (-strides[d], d))
             dense = tensor.permute(order).contiguous()  # of channels_last no copy is made
-            dense = dense if dense.dtype in _CODES else dense.float()
+            dense = dense if dense.dtype in _READ else dense.float()
             kernels.dead_units(area, column, place, order.index(dim), active, _cannot_read, dense)
 
         return functools.partial(kernels.dead_units, area, column, place, dim, active, convert)
@@ -207,20 +207,19 @@ def _cannot_read(tensor: Tensor) -> None:
 class _Sample:
     """Room for the runs of one parameter that are compared with those after the step."""
 
-    __slots__ = ("_before", "place")
+    __slots__ = ("place",)
 
     def __init__(self, vector: Tensor) -> None:
         numel = vector.numel()
         length, stride, n = statistics.runs_for(numel)
-        self._before = torch.empty(length * n, dtype=vector.dtype)
-        address, code = self._before.data_ptr(), _CODES[vector.dtype]
-        self.place = (length, stride, n, address, numel, code)
+        before = torch.empty(length * n, dtype=vector.dtype)
+        self.place = (length, stride, n, numel, before)
 
 
 def _converted(tensor: Tensor) -> Tensor:
     """The elements in a form that the kernels read."""
     vector = statistics.elements(tensor)
-    return vector if vector.dtype in _CODES else vector.float()
+    return vector if vector.dtype in _READ else vector.float()
 
 
 class DeviceMeter:

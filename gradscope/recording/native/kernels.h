@@ -1,0 +1,91 @@
+/* What the parts of the module share on Python's side. Built against the stable interface of
+ * Python 3.11 and without torch's headers, so that one build serves every later version of both.
+ *
+ * Arguments are borrowed from the caller, for the length of the call, unless it is said otherwise.
+ * A function that answers with an int sets an exception where it answers -1. */
+
+#ifndef KERNELS_H
+#define KERNELS_H
+
+#define Py_LIMITED_API 0x030B0000
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "arithmetic.h"
+
+#define MODULE "gradscope._kernels"
+
+/* module.c: names of attributes, owned by the module for good. */
+extern struct names {
+    PyObject *also, *backward_hooks, *calls, *cells, *grad, *grad_fn, *hooks, *numel, *outputs;
+    PyObject *read, *read_gradient, *register_hook_dict, *version;
+} names;
+
+/* tensor.c: where a tensor lies. */
+typedef struct {
+    const element *of;
+    char *data;           /* the tensor's; NULL without elements */
+    int64_t numel;
+    int contiguous, ndim; /* else dense in another order of the dimensions */
+    const int64_t *shape; /* the tensor's: read it before other Python code runs */
+} tensor;
+
+/* Is given Tensor, Parameter and the capsule with DLPack's exchange API, and holds on to them. */
+int know_tensors(PyObject *tensor_type, PyObject *parameter_type, PyObject *capsule);
+
+/* Whether an object is exactly a Tensor. */
+int is_plain_tensor(PyObject *object);
+
+/* 1 where an object is a dense tensor in main memory with elements that can be read, 0 where it must
+ * be converted; never fails. What is found stays the tensor's. */
+int locate(PyObject *object, tensor *found);
+
+/* Answers 1, or 0 where the tensor does not fit, or -1. */
+typedef int use(const tensor *read, Py_ssize_t index, void *context);
+
+/* Call a function for every tensor of a list that can be read. A new list of the indices of those
+ * left, because they must be converted or do not fit. */
+PyObject *for_each(PyObject *tensors, use *function, void *context);
+
+/* cells.c: gradscope's Area, whose `cells` are float32, shape (columns, places). They move when it
+ * grows, so they are looked up whenever something is written. */
+int write_cells(PyObject *area, int64_t column, int64_t place, const float *values, int64_t n);
+
+/* Note in the list `area.numel` how many numbers the tensor of a column has. */
+int write_numel(PyObject *area, int64_t column, int64_t numel);
+
+/* A whole number in a list. */
+int integer_at(PyObject *list, Py_ssize_t i, int64_t *found);
+
+/* measure.c: write the first `wanted` of the statistics in the order of `gradscope`'s RAW; `block` is
+ * where the largest element is. */
+enum { MOST_WANTED = 5 };
+int measure(const tensor *read, PyObject *area, int64_t column, int64_t wanted, int64_t *block);
+
+/* Hand a tensor to what is to be called for those that cannot be read here. */
+int give_to(PyObject *otherwise, PyObject *tensor);
+
+PyObject *py_measure(PyObject *self, PyObject *args);
+PyObject *py_measure_gradients(PyObject *self, PyObject *args); /* gradients.c */
+PyObject *py_remember(PyObject *self, PyObject *args);          /* samples.c */
+PyObject *py_change(PyObject *self, PyObject *args);
+PyObject *py_dead_units(PyObject *self, PyObject *args); /* units.c */
+
+/* reader.c */
+typedef struct {
+    PyObject_HEAD
+    PyObject *area, *convert; /* owned: a graph that calls it may outlive the recording */
+    int64_t column, wanted;
+} reader;
+
+extern PyType_Spec reader_spec;
+extern PyObject *reader_type; /* owned by the module for good */
+
+/* Memory for an object of a type, a new reference, and what a type's tp_dealloc ends with. */
+PyObject *make(PyTypeObject *type);
+void unmake(PyObject *object);
+
+/* hook.c */
+extern PyType_Spec hook_spec;
+
+#endif
