@@ -8,6 +8,8 @@ also serves a CPU for which the kernels were not compiled.
 from __future__ import annotations
 
 import functools
+import os
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -17,13 +19,25 @@ from torch import Tensor, nn
 
 from gradscope import statistics
 from gradscope.buffer import PLACE, Area, StatisticsBuffer
+from gradscope.errors import GradscopeWarning
 
 try:
+    if os.environ.get("GRADSCOPE_KERNELS") == "0":
+        raise ModuleNotFoundError("switched off")
     import gradscope._kernels as kernels
 
     kernels.configure(Tensor, nn.Parameter, Tensor.__dlpack_c_exchange_api__)
-except ImportError:  # without a C compiler, or for a torch with another DLPack
+except ModuleNotFoundError:  # so it is wanted, or there was no C compiler
     kernels = None  # type: ignore[assignment]  # mypy knows only the module
+except Exception as error:  # noqa: BLE001 - whatever is wrong with them, torch's operations serve
+    kernels = None  # type: ignore[assignment]  # mypy knows only the module
+    warnings.warn(
+        f"gradscope: the compiled kernels cannot be used ({type(error).__name__}: "
+        f"{' '.join(str(error).split())}); recording on a CPU is several times slower. Install "
+        "gradscope again, or set GRADSCOPE_KERNELS=0 to go on without them",
+        GradscopeWarning,
+        stacklevel=2,
+    )
 
 _NORM, _ALL, _UNCLIPPED = 2, 4, 5
 """How many of the first raw statistics are taken: the norm and the share of NaN and Inf, those of

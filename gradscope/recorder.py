@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from gradscope.buffer import META, StatisticsBuffer, finish, histograms
-from gradscope.errors import RecorderError
+from gradscope.errors import GradscopeWarning, RecorderError
 from gradscope.forward_reader import ForwardReader
 from gradscope.meters import Meters
 from gradscope.parameter_reader import ParameterReader
@@ -36,10 +36,6 @@ DEFAULT_EVERY = 50
 """A recorded step costs up to a tenth more on a CPU at a small batch; one in fifty is no matter."""
 
 _WATCHED: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Scope]] = weakref.WeakKeyDictionary()
-
-
-class GradscopeWarning(UserWarning):
-    """Something that the recorder cannot see, said once."""
 
 
 def watch(
