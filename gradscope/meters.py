@@ -10,9 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +20,13 @@ from gradscope.buffer import PLACE, Area, StatisticsBuffer
 from gradscope.errors import GradscopeWarning
 
 try:
-    if os.environ.get("GRADSCOPE_KERNELS") == "0":
-        raise ModuleNotFoundError("switched off")
-    import gradscope._kernels as kernels
+    if os.environ.get("GRADSCOPE_KERNELS") != "0":
+        import gradscope._kernels as kernels
 
-    kernels.configure(Tensor, nn.Parameter, Tensor.__dlpack_c_exchange_api__)
-except ModuleNotFoundError:  # so it is wanted, or there was no C compiler
+        kernels.configure(Tensor, nn.Parameter, Tensor.__dlpack_c_exchange_api__)
+    else:
+        kernels = None  # type: ignore[assignment]  # mypy knows only the module
+except ModuleNotFoundError:  # installed without a C compiler
     kernels = None  # type: ignore[assignment]  # mypy knows only the module
 except Exception as error:  # noqa: BLE001 - whatever is wrong with them, torch's operations serve
     kernels = None  # type: ignore[assignment]  # mypy knows only the module
@@ -48,35 +47,6 @@ _READ = (torch.float32, torch.float64, torch.bfloat16)
 
 Reader = Callable[[Tensor], None]
 """Takes the statistics of one tensor into the cells that it was made for."""
-
-
-class ForwardHook(Protocol):
-    """A forward hook for modules."""
-
-    active: bool
-    """Whether calls are to be taken that are as in an earlier step."""
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any, /) -> None:
-        """Take what one call of one module gave."""
-
-
-def forward_hook(
-    modules: Mapping[int, Any],
-    usual: Sequence[tuple[Callable[[], object], object]],
-    key: object,
-    hook: ForwardHook,
-) -> ForwardHook:
-    """The hook in compiled form, for what it can take itself; without kernels as it is.
-
-    Args:
-        modules: id of a module -> what is known of it.
-        usual: functions, and what they return within a plain forward pass.
-        key: among the hooks of a tensor, tells that it was taken.
-        hook: takes the rest.
-    """
-    if kernels is None:
-        return hook  # type: ignore[unreachable]  # mypy knows only the module
-    return kernels.ForwardHook(modules, usual, OrderedDict, key, hook)
 
 
 class Meters:
@@ -115,11 +85,14 @@ class Meters:
         Returns:
             Indices of the gradients that are left to `parameter_gradients`.
         """
+        mine = with_gradient(parameters, others)
         if kernels is None or not any(parameter.is_cpu for parameter in parameters):
-            return with_gradient(parameters, others)
-        area = self._buffer.area(torch.device("cpu"), max(columns, default=0))
+            return mine
+        places = [columns[i] for i in mine]
+        gradients = [parameters[i].grad for i in mine]
+        area = self._buffer.area(torch.device("cpu"), max(places, default=0))
         wanted = _UNCLIPPED if unclipped else _ALL
-        return kernels.measure_gradients(area, columns, parameters, others, marks, wanted)
+        return [mine[i] for i in kernels.measure(area, places, gradients, wanted, marks)]
 
     def end(self) -> None:
         """Finish what was left to the end of the step."""
@@ -190,7 +163,7 @@ class HostMeter:
         # It holds on to the cells, which a graph that outlives the scope still writes.
         area = self._area(column)
         convert = functools.partial(_measure_converted, area, column, wanted)
-        return kernels.Reader(area, column, wanted, convert)
+        return functools.partial(kernels.measure_one, area, column, wanted, convert)
 
     def _compare(
         self, kernel: Callable[..., list[int]], columns: list[int], tensors: list[Tensor], name: str

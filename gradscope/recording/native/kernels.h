@@ -17,8 +17,7 @@
 
 /* module.c: names of attributes, owned by the module for good. */
 extern struct names {
-    PyObject *also, *backward_hooks, *calls, *cells, *grad, *grad_fn, *hooks, *numel, *outputs;
-    PyObject *read, *read_gradient, *register_hook_dict, *version;
+    PyObject *cells, *numel, *version;
 } names;
 
 /* tensor.c: where a tensor lies. */
@@ -33,15 +32,12 @@ typedef struct {
 /* Is given Tensor, Parameter and the capsule with DLPack's exchange API, and holds on to them. */
 int know_tensors(PyObject *tensor_type, PyObject *parameter_type, PyObject *capsule);
 
-/* Whether an object is exactly a Tensor. */
-int is_plain_tensor(PyObject *object);
-
 /* 1 where an object is a dense tensor in main memory with elements that can be read, 0 where it must
  * be converted; never fails. What is found stays the tensor's. */
 int locate(PyObject *object, tensor *found);
 
 /* Answers 1, or 0 where the tensor does not fit, or -1. */
-typedef int use(const tensor *read, Py_ssize_t index, void *context);
+typedef int use(PyObject *object, const tensor *read, Py_ssize_t index, void *context);
 
 /* Call a function for every tensor of a list that can be read. A new list of the indices of those
  * left, because they must be converted or do not fit. */
@@ -57,35 +53,20 @@ int write_numel(PyObject *area, int64_t column, int64_t numel);
 /* A whole number in a list. */
 int integer_at(PyObject *list, Py_ssize_t i, int64_t *found);
 
-/* measure.c: write the first `wanted` of the statistics in the order of `gradscope`'s RAW; `block` is
- * where the largest element is. */
-enum { MOST_WANTED = 5 };
-int measure(const tensor *read, PyObject *area, int64_t column, int64_t wanted, int64_t *block);
+/* marks.c: which tensors were measured and did not change since; a bytearray, empty at first. */
 
-/* Hand a tensor to what is to be called for those that cannot be read here. */
-int give_to(PyObject *otherwise, PyObject *tensor);
+/* 1 where the mark of a column shows a tensor with this version as measured, else 0. */
+int is_measured(PyObject *marks, int64_t column, PyObject *object, uint64_t version,
+                const tensor *read);
 
-PyObject *py_measure(PyObject *self, PyObject *args);
-PyObject *py_measure_gradients(PyObject *self, PyObject *args); /* gradients.c */
-PyObject *py_remember(PyObject *self, PyObject *args);          /* samples.c */
+/* Mark it so; `block` has its largest element. */
+int mark_measured(PyObject *marks, int64_t column, PyObject *object, uint64_t version,
+                  const tensor *read, int64_t block);
+
+PyObject *py_measure(PyObject *self, PyObject *args); /* measure.c */
+PyObject *py_measure_one(PyObject *self, PyObject *args);
+PyObject *py_remember(PyObject *self, PyObject *args); /* samples.c */
 PyObject *py_change(PyObject *self, PyObject *args);
 PyObject *py_dead_units(PyObject *self, PyObject *args); /* units.c */
-
-/* reader.c */
-typedef struct {
-    PyObject_HEAD
-    PyObject *area, *convert; /* owned: a graph that calls it may outlive the recording */
-    int64_t column, wanted;
-} reader;
-
-extern PyType_Spec reader_spec;
-extern PyObject *reader_type; /* owned by the module for good */
-
-/* Memory for an object of a type, a new reference, and what a type's tp_dealloc ends with. */
-PyObject *make(PyTypeObject *type);
-void unmake(PyObject *object);
-
-/* hook.c */
-extern PyType_Spec hook_spec;
 
 #endif

@@ -9,19 +9,7 @@ static int intern_names(void) {
     const struct {
         PyObject **place;
         const char *text;
-    } all[] = {{&names.also, "also"},
-               {&names.backward_hooks, "_backward_hooks"},
-               {&names.calls, "calls"},
-               {&names.cells, "cells"},
-               {&names.grad, "grad"},
-               {&names.grad_fn, "grad_fn"},
-               {&names.hooks, "hooks"},
-               {&names.numel, "numel"},
-               {&names.outputs, "outputs"},
-               {&names.read, "read"},
-               {&names.read_gradient, "read_gradient"},
-               {&names.register_hook_dict, "_register_hook_dict"},
-               {&names.version, "_version"}};
+    } all[] = {{&names.cells, "cells"}, {&names.numel, "numel"}, {&names.version, "_version"}};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (!(*all[i].place = PyUnicode_InternFromString(all[i].text)))
             return -1;
@@ -44,15 +32,14 @@ static PyMethodDef methods[] = {
      "configure(Tensor, Parameter, exchange)\n\n"
      "The types that can be read, and the capsule with DLPack's exchange API."},
     {"measure", py_measure, METH_VARARGS,
-     "measure(area, columns, tensors, wanted)\n\n"
+     "measure(area, columns, tensors, wanted, marks=...)\n\n"
      "Write the first `wanted` of norm, share of NaN and Inf, largest magnitude, share of zeros,\n"
-     "norm of each tensor to the cells of its column, and how many numbers it has; returns the\n"
-     "indices of tensors that must be converted."},
-    {"measure_gradients", py_measure_gradients, METH_VARARGS,
-     "measure_gradients(area, columns, parameters, others, marks, wanted)\n\n"
-     "The same for the gradients of parameters, but of those whose identity is in the set `others`,\n"
-     "and of those that the bytearray `marks` shows as measured, which it brings up to date; also\n"
-     "returns the indices of those without a column."},
+     "norm of each tensor to the cells of its column, and how many numbers it has, but of those that\n"
+     "the bytearray `marks` shows as measured, which it brings up to date; returns the indices of\n"
+     "tensors that must be converted or have column 0."},
+    {"measure_one", py_measure_one, METH_VARARGS,
+     "measure_one(area, column, wanted, convert, tensor)\n\n"
+     "The same of one tensor, or call `convert` with it where it must be converted."},
     {"remember", py_remember, METH_VARARGS,
      "remember(area, columns, tensors, samples, place)\n\n"
      "Copy the runs of each tensor and write its norm, scaled up from them; returns as `measure`."},
@@ -62,20 +49,12 @@ static PyMethodDef methods[] = {
     {"dead_units", py_dead_units, METH_VARARGS,
      "dead_units(area, column, place, dim, active, convert, tensor)\n\n"
      "Mark in the bytearray `active` which units along a dimension are not zero everywhere; write\n"
-     "the share of those never marked. Calls `convert` as a Reader does."},
+     "the share of those never marked. Calls `convert` as `measure_one` does."},
     {NULL, NULL, 0, NULL}};
 
-static int add_types(PyObject *module) {
-    PyObject *hook_type = PyType_FromSpec(&hook_spec);
-    reader_type = PyType_FromSpec(&reader_spec);
-    int done = hook_type && reader_type && PyModule_AddObjectRef(module, "Reader", reader_type) == 0 &&
-               PyModule_AddObjectRef(module, "ForwardHook", hook_type) == 0;
-    Py_XDECREF(hook_type); /* the module has its own */
-    return done ? 0 : -1;
-}
-
 static int execute(PyObject *module) {
-    return intern_names() < 0 ? -1 : add_types(module);
+    (void)module;
+    return intern_names();
 }
 
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, execute}, {0, NULL}};

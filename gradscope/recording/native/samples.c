@@ -48,7 +48,8 @@ static int write_norm(const request *asked, Py_ssize_t i, int64_t numel, const s
     return 1;
 }
 
-static int remember(const tensor *read, Py_ssize_t i, void *context) {
+static int remember(PyObject *object, const tensor *read, Py_ssize_t i, void *context) {
+    (void)object;
     sample of;
     int fitting = sample_at(context, i, read, &of);
     if (fitting != 1)
@@ -65,7 +66,8 @@ static int remember(const tensor *read, Py_ssize_t i, void *context) {
     return write_norm(context, i, read->numel, &of, norm);
 }
 
-static int change(const tensor *read, Py_ssize_t i, void *context) {
+static int change(PyObject *object, const tensor *read, Py_ssize_t i, void *context) {
+    (void)object;
     sample of;
     int fitting = sample_at(context, i, read, &of);
     if (fitting != 1)

@@ -56,8 +56,6 @@ int know_tensors(PyObject *tensor_type, PyObject *parameter_type, PyObject *caps
     return 0;
 }
 
-int is_plain_tensor(PyObject *object) { return (PyObject *)Py_TYPE(object) == plain_types[0]; }
-
 static const element *element_of(const dl_tensor *seen) {
     if (seen->dtype.lanes != 1)
         return NULL;
@@ -135,7 +133,7 @@ PyObject *for_each(PyObject *tensors, use *function, void *context) {
         PyObject *object = PyList_GetItem(tensors, i), *index = NULL;
         tensor read;
         Py_INCREF(object); /* other threads may change the list while a tensor is read */
-        int done = locate(object, &read) ? function(&read, i, context) : 0;
+        int done = locate(object, &read) ? function(object, &read, i, context) : 0;
         if (done == 0 && (!(index = PyLong_FromSsize_t(i)) || PyList_Append(left, index) < 0))
             done = -1;
         Py_XDECREF(index);
