@@ -13,6 +13,13 @@
 #endif
 #endif
 
+/* What such a function calls must be compiled for its CPU too. */
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
+
 enum { LANES = 32 };
 
 #define OF(name) name##_float32

@@ -3,32 +3,45 @@
 #include "kernels.h"
 #include <string.h>
 
-int write_cells(PyObject *area, int64_t column, int64_t place, const float *values, int64_t n) {
-    PyObject *cells = PyObject_GetAttr(area, names.cells);
-    tensor found;
-    if (!cells)
+int open_cells(PyObject *area, cells *found) {
+    tensor matrix;
+    found->owner = PyObject_GetAttr(area, names.cells);
+    found->numel = found->owner ? PyObject_GetAttr(area, names.numel) : NULL;
+    if (!found->numel) {
+        close_cells(found);
         return -1;
-    int matrix = locate(cells, &found) && found.of == &FLOAT32 && found.contiguous && found.ndim == 2;
-    int inside = matrix && column >= 0 && column < found.shape[0] && place >= 0 && n >= 0 &&
-                 place <= found.shape[1] - n;
-    if (inside && n)
-        memcpy(found.data + (column * found.shape[1] + place) * FLOAT32.size, values,
-               (size_t)(n * FLOAT32.size));
-    Py_DECREF(cells);
-    if (!matrix)
+    }
+    if (!locate(found->owner, &matrix) || matrix.of != &FLOAT32 || !matrix.contiguous ||
+        matrix.ndim != 2) {
         PyErr_SetString(PyExc_TypeError, "the cells are no dense float32 matrix in main memory");
-    else if (!inside)
-        PyErr_Format(PyExc_IndexError, "no cell %lld of column %lld", (long long)(place + n - 1),
-                     (long long)column);
-    return inside ? 0 : -1;
+        close_cells(found);
+        return -1;
+    }
+    found->first = matrix.data;
+    found->columns = matrix.shape[0];
+    found->places = matrix.shape[1];
+    return 0;
 }
 
-int write_numel(PyObject *area, int64_t column, int64_t numel) {
-    PyObject *list = PyObject_GetAttr(area, names.numel);
-    PyObject *number = list ? PyLong_FromLongLong(numel) : NULL;
-    int done = number ? PyList_SetItem(list, (Py_ssize_t)column, number) : -1; /* takes the number */
-    Py_XDECREF(list);
-    return done;
+void close_cells(cells *in) {
+    Py_XDECREF(in->owner);
+    Py_XDECREF(in->numel);
+}
+
+int write_cells(const cells *in, int64_t column, int64_t place, const float *values, int64_t n) {
+    if (column < 0 || column >= in->columns || place < 0 || place > in->places - n) {
+        PyErr_Format(PyExc_IndexError, "no cells %lld to %lld of column %lld", (long long)place,
+                     (long long)place + n - 1, (long long)column);
+        return -1;
+    }
+    memcpy(in->first + (column * in->places + place) * FLOAT32.size, values,
+           (size_t)(n * FLOAT32.size));
+    return 0;
+}
+
+int write_numel(const cells *in, int64_t column, int64_t numel) {
+    PyObject *number = PyLong_FromLongLong(numel);
+    return number ? PyList_SetItem(in->numel, (Py_ssize_t)column, number) : -1; /* takes it */
 }
 
 int integer_at(PyObject *list, Py_ssize_t i, int64_t *found) {

@@ -17,27 +17,27 @@ typedef struct {
     BITS largest[LANES], zeros[LANES];
 } OF(lanes);
 
-static inline BITS OF(pattern)(const char *data, int64_t i) {
+INLINE BITS OF(pattern)(const char *data, int64_t i) {
     STORED stored;
     memcpy(&stored, data + i * (int64_t)sizeof stored, sizeof stored);
     return (BITS)stored << SHIFT;
 }
 
-static inline BITS OF(magnitude)(const char *data, int64_t i) {
+INLINE BITS OF(magnitude)(const char *data, int64_t i) {
     return OF(pattern)(data, i) & ((BITS)-1 >> 1);
 }
 
-static inline REAL OF(real)(BITS pattern) {
+INLINE REAL OF(real)(BITS pattern) {
     REAL value;
     memcpy(&value, &pattern, sizeof value);
     return value;
 }
 
-static inline double OF(value)(const char *data, int64_t i) {
+INLINE double OF(value)(const char *data, int64_t i) {
     return OF(real)(OF(pattern)(data, i));
 }
 
-static inline void OF(add)(OF(lanes) *kept, int lane, BITS magnitude) {
+INLINE void OF(add)(OF(lanes) *kept, int lane, BITS magnitude) {
     REAL value = OF(real)(magnitude);
     kept->sum[lane] += value * value;
     kept->largest[lane] = kept->largest[lane] > magnitude ? kept->largest[lane] : magnitude;

@@ -43,12 +43,21 @@ typedef int use(PyObject *object, const tensor *read, Py_ssize_t index, void *co
  * left, because they must be converted or do not fit. */
 PyObject *for_each(PyObject *tensors, use *function, void *context);
 
-/* cells.c: gradscope's Area, whose `cells` are float32, shape (columns, places). They move when it
- * grows, so they are looked up whenever something is written. */
-int write_cells(PyObject *area, int64_t column, int64_t place, const float *values, int64_t n);
+/* cells.c: gradscope's Area, whose `cells` are float32, shape (columns, places), and whose list `numel`
+ * has for each column how many numbers its tensor has. */
+typedef struct {
+    PyObject *owner, *numel; /* owned */
+    char *first;             /* the owner's */
+    int64_t columns, places;
+} cells;
 
-/* Note in the list `area.numel` how many numbers the tensor of a column has. */
-int write_numel(PyObject *area, int64_t column, int64_t numel);
+/* Afterwards, unless it failed, `close_cells` must be called; before other Python code may run, as
+ * cells move when the area grows. */
+int open_cells(PyObject *area, cells *found);
+void close_cells(cells *in);
+
+int write_cells(const cells *in, int64_t column, int64_t place, const float *values, int64_t n);
+int write_numel(const cells *in, int64_t column, int64_t numel);
 
 /* A whole number in a list. */
 int integer_at(PyObject *list, Py_ssize_t i, int64_t *found);

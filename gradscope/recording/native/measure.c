@@ -27,7 +27,7 @@ static double take(const tensor *read, int64_t wanted, summary *found) {
 
 /* Write the first `wanted` of the statistics in the order of gradscope's RAW to the cells of a column;
  * `block` is where the largest element is. */
-static int measure(const tensor *read, PyObject *area, int64_t column, int64_t wanted,
+static int measure(const tensor *read, const cells *in, int64_t column, int64_t wanted,
                    int64_t *block) {
     summary found = {0};
     double norm = 0, numel = (double)read->numel;
@@ -46,9 +46,9 @@ static int measure(const tensor *read, PyObject *area, int64_t column, int64_t w
                                  (float)found.largest,
                                  (float)(numel ? (double)found.zeros / numel : NAN), (float)norm};
     *block = found.block;
-    if (write_cells(area, column, 0, values, wanted) < 0)
+    if (write_cells(in, column, 0, values, wanted) < 0)
         return -1;
-    return write_numel(area, column, read->numel);
+    return write_numel(in, column, read->numel);
 }
 
 PyObject *py_measure_one(PyObject *self, PyObject *args) {
@@ -57,17 +57,23 @@ PyObject *py_measure_one(PyObject *self, PyObject *args) {
     long long column, wanted;
     int64_t block;
     tensor read;
+    cells in;
     if (!PyArg_ParseTuple(args, "OLLOO:measure_one", &area, &column, &wanted, &convert, &object))
         return NULL;
     if (!locate(object, &read))
         return PyObject_CallFunctionObjArgs(convert, object, NULL);
-    if (measure(&read, area, column, wanted, &block) < 0)
+    if (open_cells(area, &in) < 0)
+        return NULL;
+    int done = measure(&read, &in, column, wanted, &block);
+    close_cells(&in);
+    if (done < 0)
         return NULL;
     Py_RETURN_NONE;
 }
 
 typedef struct {
-    PyObject *area, *columns, *marks; /* marks: NULL without */
+    cells in;
+    PyObject *columns, *marks; /* marks: NULL without */
     long long wanted;
 } request;
 
@@ -88,7 +94,7 @@ static int measure_next(PyObject *object, const tensor *read, Py_ssize_t i, void
         if (is_measured(asked->marks, column, object, version, read))
             return 1;
     }
-    if (measure(read, asked->area, column, asked->wanted, &block) < 0)
+    if (measure(read, &asked->in, column, asked->wanted, &block) < 0)
         return -1;
     if (asked->marks && mark_measured(asked->marks, column, object, version, read, block) < 0)
         return -1;
@@ -97,10 +103,13 @@ static int measure_next(PyObject *object, const tensor *read, Py_ssize_t i, void
 
 PyObject *py_measure(PyObject *self, PyObject *args) {
     (void)self;
-    request asked = {0};
-    PyObject *tensors;
-    if (!PyArg_ParseTuple(args, "OO!O!L|O!:measure", &asked.area, &PyList_Type, &asked.columns,
-                          &PyList_Type, &tensors, &asked.wanted, &PyByteArray_Type, &asked.marks))
+    request asked = {.marks = NULL};
+    PyObject *area, *tensors;
+    if (!PyArg_ParseTuple(args, "OO!O!L|O!:measure", &area, &PyList_Type, &asked.columns, &PyList_Type,
+                          &tensors, &asked.wanted, &PyByteArray_Type, &asked.marks) ||
+        open_cells(area, &asked.in) < 0)
         return NULL;
-    return for_each(tensors, measure_next, &asked);
+    PyObject *left = for_each(tensors, measure_next, &asked);
+    close_cells(&asked.in);
+    return left;
 }

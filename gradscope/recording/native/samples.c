@@ -12,7 +12,8 @@ typedef struct {
 } sample;
 
 typedef struct {
-    PyObject *area, *columns, *samples;
+    cells in;
+    PyObject *columns, *samples;
     long long place;
 } request;
 
@@ -43,7 +44,7 @@ static int write_norm(const request *asked, Py_ssize_t i, int64_t numel, const s
     float value = (float)(norm * sqrt((double)numel / sampled));
     int64_t column;
     if (integer_at(asked->columns, i, &column) < 0 ||
-        write_cells(asked->area, column, asked->place, &value, 1) < 0)
+        write_cells(&asked->in, column, asked->place, &value, 1) < 0)
         return -1;
     return 1;
 }
@@ -84,11 +85,14 @@ static int change(PyObject *object, const tensor *read, Py_ssize_t i, void *cont
 
 static PyObject *for_each_sample(PyObject *args, use *function) {
     request asked;
-    PyObject *tensors;
-    if (!PyArg_ParseTuple(args, "OO!O!O!L", &asked.area, &PyList_Type, &asked.columns, &PyList_Type,
-                          &tensors, &PyList_Type, &asked.samples, &asked.place))
+    PyObject *area, *tensors;
+    if (!PyArg_ParseTuple(args, "OO!O!O!L", &area, &PyList_Type, &asked.columns, &PyList_Type,
+                          &tensors, &PyList_Type, &asked.samples, &asked.place) ||
+        open_cells(area, &asked.in) < 0)
         return NULL;
-    return for_each(tensors, function, &asked);
+    PyObject *left = for_each(tensors, function, &asked);
+    close_cells(&asked.in);
+    return left;
 }
 
 PyObject *py_remember(PyObject *self, PyObject *args) {

@@ -23,6 +23,7 @@ PyObject *py_dead_units(PyObject *self, PyObject *args) {
     PyObject *area, *active, *convert, *object;
     long long column, place, dim;
     tensor read;
+    cells in;
     if (!PyArg_ParseTuple(args, "OLLLO!OO:dead_units", &area, &column, &place, &dim,
                           &PyByteArray_Type, &active, &convert, &object))
         return NULL;
@@ -42,7 +43,11 @@ PyObject *py_dead_units(PyObject *self, PyObject *args) {
     }
     int64_t dead = mark_active(&read, (int)dim, PyByteArray_AsString(active));
     float share = (float)((double)dead / (double)units);
-    if (write_cells(area, column, place, &share, 1) < 0)
+    if (open_cells(area, &in) < 0)
+        return NULL;
+    int done = write_cells(&in, column, place, &share, 1);
+    close_cells(&in);
+    if (done < 0)
         return NULL;
     Py_RETURN_NONE;
 }
