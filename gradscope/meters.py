@@ -130,7 +130,7 @@ class HostMeter:
             strides = tensor.stride()
             order = sorted(range(tensor.dim()), key=lambda d: (-strides[d], d))
             dense = tensor.permute(order).contiguous()  # of channels_last no copy is made
-            dense = dense if dense.dtype in _READ else dense.float()
+            dense = dense if dense.dtype in _READ else (dense != 0).float()  # complex ones too
             kernels.dead_units(area, column, place, order.index(dim), active, _cannot_read, dense)
 
         return functools.partial(kernels.dead_units, area, column, place, dim, active, convert)

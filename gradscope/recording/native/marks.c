@@ -19,8 +19,8 @@ static uint64_t checksum_of(const tensor *read, int64_t block) {
 
 /* The mark of a column, in the bytearray's memory; NULL where there is none. */
 static char *mark_at(PyObject *marks, int64_t column) {
-    int64_t known = PyByteArray_Size(marks) / (Py_ssize_t)sizeof(mark);
-    return column >= 0 && column < known ? PyByteArray_AsString(marks) + column * sizeof(mark) : NULL;
+    int64_t size = (int64_t)sizeof(mark), known = PyByteArray_Size(marks) / size;
+    return column >= 0 && column < known ? PyByteArray_AsString(marks) + column * size : NULL;
 }
 
 int is_measured(PyObject *marks, int64_t column, PyObject *object, uint64_t version,

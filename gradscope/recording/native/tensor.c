@@ -68,12 +68,9 @@ static const element *element_of(const dl_tensor *seen) {
     return NULL;
 }
 
-/* torch keeps the number of elements within 63 bits, but for the order in which it multiplies. */
+/* In the order of torch, which sees to it that this does not overflow. */
 static int64_t numel_of(const dl_tensor *seen) {
     int64_t numel = 1;
-    for (int i = 0; i < seen->ndim; i++)
-        if (seen->shape[i] == 0)
-            return 0;
     for (int i = 0; i < seen->ndim; i++)
         numel *= seen->shape[i];
     return numel;
