@@ -28,6 +28,9 @@ RAW = (
     "dead",
     "weight_norm",
     "update",
+    "variation",
+    "carried",
+    "unchanged",
 )
 """What the device stores per tensor; `finish` turns it into the statistics of the table. The first
 five stand in the order in which the kernels of `_kernels.c` write them."""
@@ -45,7 +48,8 @@ UNSEEN = -1
 """Stands for the number of elements of a tensor that did not come up in a step."""
 
 META = 0
-"""Column that holds the loss scale (as `norm`) and whether the step found Inf (as `zero`)."""
+"""Column that holds the loss scale (as `norm`), whether the step found Inf (as `zero`) and the
+value of the loss with that scale (as `abs_max`), where it was seen: then it has one element."""
 
 BINS = HISTOGRAM_RANGE[1] - HISTOGRAM_RANGE[0]
 
@@ -290,9 +294,12 @@ def _complete(row: _Row) -> None:
     assert row.raw is not None
     scale = float(row.raw[META, PLACE["norm"]])
     found_inf = float(row.raw[META, PLACE["zero"]])
+    loss = float(row.raw[META, PLACE["abs_max"]])
     if not math.isnan(scale):  # there was a GradScaler
         skipped = row.step.skipped or found_inf > 0
         row.step = replace(row.step, loss_scale=scale, skipped=skipped)
+    if row.numel[META] != UNSEEN:  # NaN may be its value
+        row.step = replace(row.step, loss=loss / row.step.loss_scale)
 
 
 def _merged(blocks: list[Tensor], n_rows: int) -> Tensor:
@@ -359,6 +366,9 @@ def finish(rows: list[_Row], columns: list[RecordedTensor]) -> tuple[Tensor, Ten
         "update_ratio": cell["update"] / cell["weight_norm"],
         "saturated_fraction": cell["saturated"],
         "dead_fraction": cell["dead"],
+        "variation": cell["variation"],
+        "carried_norm": cell["carried"] / scale,
+        "unchanged_fraction": cell["unchanged"],
     }
     values = torch.stack([columns_of[name] for name in STATISTICS], dim=2)
     values[~present] = torch.nan

@@ -259,8 +259,9 @@ class ForwardReader:
         self, name: str, module: nn.Module, call: int, index: int, tensor: Tensor
     ) -> _Output:
         shape, position = tuple(tensor.shape), self._position()
+        dtype = str(tensor.dtype).removeprefix("torch.")
         column, gradient = (
-            self._buffer.column(RecordedTensor(kind, name, "", position, call, index, shape))
+            self._buffer.column(RecordedTensor(kind, name, "", position, call, index, shape, dtype))
             for kind in _KINDS
         )
         self.gradients.add(gradient)

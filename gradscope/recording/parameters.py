@@ -66,7 +66,7 @@ class ParameterReader:
         """
         self._take(self._of_others(optimizer), scale, unclipped=False)
 
-    def remember_weights(self, optimizer: Optimizer) -> None:
+    def remember_weights(self, optimizer: Optimizer | None) -> None:
         """Before the step: norms of the weights, and a sample of each to compare with after it."""
         others = self._of_others(optimizer)
         self._remembered = with_gradient(self._parameters, others)
@@ -97,8 +97,10 @@ class ParameterReader:
 
     def _new_column(self, name: str, parameter: Tensor) -> int:
         module, _, last = name.rpartition(".")
-        shape = tuple(parameter.shape)
-        return self._buffer.column(RecordedTensor("weight", module, last, -1, shape=shape))
+        shape, dtype = tuple(parameter.shape), str(parameter.dtype).removeprefix("torch.")
+        return self._buffer.column(
+            RecordedTensor("weight", module, last, -1, shape=shape, dtype=dtype)
+        )
 
     def _of(self, indices: list[int]) -> tuple[list[int], list[Tensor]]:
         """Columns and parameters."""

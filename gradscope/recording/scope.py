@@ -187,6 +187,8 @@ class Scope:
             raise RecorderError("this scope is closed; watch the model again")
         if self._recording:
             self._parameters.measure(None)
+            if not self._norms_only:
+                self._parameters.remember_weights(None)
         self._end_step()
 
     def close(self) -> None:
