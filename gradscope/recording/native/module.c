@@ -60,7 +60,7 @@ static int execute(PyObject *module) {
 static PyModuleDef_Slot slots[] = {{Py_mod_exec, execute}, {0, NULL}};
 
 static struct PyModuleDef definition = {.m_base = PyModuleDef_HEAD_INIT,
-                                        .m_name = "gradscope._kernels",
+                                        .m_name = "gradscope.recording._kernels",
                                         .m_doc = "Statistics of tensors in main memory.",
                                         .m_methods = methods,
                                         .m_slots = slots};
