@@ -68,12 +68,22 @@ class ParameterReader:
             scale: factor that the gradients still carry from loss scaling, 0-d, or None.
         """
         self._take(self._of_others(optimizer), scale, unclipped=False)
-        taken_away = [i for i, p in enumerate(self._parameters) if p.grad is None]
-        if taken_away:  # what was measured after the backward pass nobody consumes
-            stepped = None if optimizer is None else stepped_by(optimizer)
-            for i in taken_away:
-                if stepped is None or id(self._parameters[i]) in stepped:
-                    self._buffer.numel[self._columns[i]] = UNSEEN
+        idle = [i for i, p in enumerate(self._parameters) if p.grad is None or not p.requires_grad]
+        if idle:
+            self._leave_out_what_nobody_consumes(idle, optimizer)
+
+    def _leave_out_what_nobody_consumes(self, idle: list[int], optimizer: Any) -> None:
+        """Of gradients that were taken away after the pass, or stayed when theirs was frozen."""
+        by_any = set[int]().union(*(stepped_by(each) for each in self._optimizers))
+        mine = None if optimizer is None else stepped_by(optimizer)
+        for i in idle:
+            parameter = self._parameters[i]
+            if parameter.grad is None:
+                unused = mine is None or id(parameter) in mine
+            else:
+                unused = id(parameter) not in by_any
+            if unused:
+                self._buffer.numel[self._columns[i]] = UNSEEN
 
     def remember_weights(self, optimizer: Any) -> None:
         """Before the step: norms of the weights, and a sample of each to compare with after it."""
