@@ -246,3 +246,15 @@ def test_the_network_is_not_walked_by_name_unless_it_changed(monkeypatch):
             model(torch.ones(2, 6)).sum().backward()
             optimizer.step()
         assert len(walks) == 1
+
+
+def test_a_gradient_that_stays_is_measured_at_each_step():
+    """Marks of the last step do not stand for numbers of this one."""
+    parameter = nn.Parameter(torch.zeros(8))
+    parameter.grad = torch.ones(8)
+    model = nn.ParameterList([parameter])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with gradscope.watch(model, optimizer, every=1) as scope:
+        for _ in range(3):
+            optimizer.step()
+    assert scope.trace().to_pandas().norm.tolist() == [pytest.approx(8**0.5)] * 3
