@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -15,6 +16,8 @@ from gradscope.recording.meters import Meters, with_gradient
 from gradscope.recording.optimizers import stepped_by
 from gradscope.recording.sharding import ShardExchange, is_sharded
 from gradscope.trace.table import RecordedTensor
+
+_is_trained = operator.attrgetter("requires_grad")
 
 
 class ParameterReader:
@@ -32,9 +35,10 @@ class ParameterReader:
         self._meters = meters
         self._optimizers = optimizers
         self._shards = ShardExchange(buffer, meters)
-        self._modules: list[nn.Module] = []
-        self._held: tuple[list[str], list[int]] = ([], [])
-        """What the modules hold, by name and identity: tells whether the network is another one."""
+        self._holders: list[dict[str, Any]] = []
+        """Where the modules keep their parameters and modules."""
+        self._held: tuple[list[str], list[Any]] = ([], [])
+        """What stood there, by name: tells whether the network is another one."""
         self._names: list[str] = []
         self._parameters: list[Tensor] = []
         self._columns: list[int] = []
@@ -68,21 +72,19 @@ class ParameterReader:
             scale: factor that the gradients still carry from loss scaling, 0-d, or None.
         """
         self._take(self._of_others(optimizer), scale, unclipped=False)
-        idle = [i for i, p in enumerate(self._parameters) if p.grad is None or not p.requires_grad]
-        if idle:
-            self._leave_out_what_nobody_consumes(idle, optimizer)
+        gone = [i for i, p in enumerate(self._parameters) if p.grad is None]
+        if gone or not all(map(_is_trained, self._parameters)):
+            self._leave_out_what_nobody_consumes(gone, optimizer)
 
-    def _leave_out_what_nobody_consumes(self, idle: list[int], optimizer: Any) -> None:
+    def _leave_out_what_nobody_consumes(self, gone: list[int], optimizer: Any) -> None:
         """Of gradients that were taken away after the pass, or stayed when theirs was frozen."""
         by_any = set[int]().union(*(stepped_by(each) for each in self._optimizers))
         mine = None if optimizer is None else stepped_by(optimizer)
-        for i in idle:
-            parameter = self._parameters[i]
-            if parameter.grad is None:
-                unused = mine is None or id(parameter) in mine
-            else:
-                unused = id(parameter) not in by_any
-            if unused:
+        for i in gone:
+            if mine is None or id(self._parameters[i]) in mine:
+                self._buffer.numel[self._columns[i]] = UNSEEN
+        for i, parameter in enumerate(self._parameters):
+            if not parameter.requires_grad and id(parameter) not in by_any:
                 self._buffer.numel[self._columns[i]] = UNSEEN
 
     def remember_weights(self, optimizer: Any) -> None:
@@ -127,10 +129,14 @@ class ParameterReader:
     def _look(self) -> None:
         """Find the parameters anew where modules or parameters were added, replaced or removed."""
         self._looked = True
-        if self._held == _held_by(self._modules) and self._modules:
+        if self._is_as_before():
             return
-        self._modules = list(self._model.modules())
-        self._held = _held_by(self._modules)
+        modules = list(self._model.modules())
+        both = [each for module in modules for each in (module._parameters, module._modules)]
+        self._holders = [
+            each for each in both if isinstance(each, dict)
+        ]  # of TorchScript it is not
+        self._held = self._names_of_held(), self._all_held()
         columns = dict(zip(self._names, self._columns, strict=True))
         before = dict(zip(self._names, self._parameters, strict=True))
         found: dict[str, Tensor] = dict(self._model.named_parameters())
@@ -152,6 +158,22 @@ class ParameterReader:
                 if column and is_sharded(p)
             }
         )
+
+    def _is_as_before(self) -> bool:
+        """Whether the modules hold what they held; no walk by name, as it is asked at each step."""
+        names, things = self._held
+        now = self._all_held()
+        return (
+            len(now) == len(things) > 0
+            and all(map(operator.is_, now, things))
+            and self._names_of_held() == names
+        )
+
+    def _names_of_held(self) -> list[str]:
+        return list(chain.from_iterable(self._holders))
+
+    def _all_held(self) -> list[Any]:
+        return list(chain.from_iterable(map(dict.values, self._holders)))
 
     def _is_consumed(self, before: Tensor, now: Tensor) -> bool:
         """Whether the gradient goes to a parameter that the module does not show for the moment.
@@ -229,14 +251,6 @@ class ParameterReader:
             share.sub_(1).mul_(stored).add_(1)
         else:
             share.fill_(1.0)
-
-
-def _held_by(modules: list[nn.Module]) -> tuple[list[str], list[int]]:
-    """Names and identities of the parameters and modules in modules, without a walk by name."""
-    held = [each for module in modules for each in (module._parameters, module._modules)]
-    names = chain.from_iterable(each.keys() for each in held)
-    things = chain.from_iterable(each.values() for each in held)
-    return list(names), list(map(id, things))
 
 
 def _version(parameter: Tensor) -> int:
