@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _NormBase as _BatchOrInstanceNorm
 from torch.nn.modules.conv import _ConvNd
 
 BOUNDS: dict[type[nn.Module], tuple[float, float]] = {
-    nn.Tanh: (-1.0, 1.0),
     nn.Sigmoid: (0.0, 1.0),
+    nn.Tanh: (-1.0, 1.0),
     nn.Softsign: (-1.0, 1.0),
     nn.Hardtanh: (-1.0, 1.0),
     nn.ReLU6: (0.0, 6.0),

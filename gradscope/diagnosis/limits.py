@@ -81,6 +81,16 @@ UPDATE_LOST = 1e-7
 """Update/weight below which float32 rounds updates away (2^-24 = 6e-8), warm-up or not."""
 
 
+CHANCE = 1e-3
+"""Probability below which what stayed away did not stay away by chance."""
+
+STRETCH_SHARE = 1 / 4
+"""Share of the recorded steps, the last ones, that is judged on its own beside the whole."""
+
+MIN_STRETCH = 8
+"""Recorded steps that a stretch must have; runs of fewer than two such are judged as a whole."""
+
+
 def dead_share(units: int) -> float:
     """Share of dead units from which a layer of a given width is dead.
 

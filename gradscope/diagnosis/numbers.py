@@ -1,4 +1,4 @@
-"""Findings on the numbers themselves: NaN and Inf, and steps too large or too small."""
+"""Findings on the updates: steps too large or too small for the weights."""
 
 from __future__ import annotations
 
@@ -10,41 +10,6 @@ from gradscope.diagnosis import advice, limits
 from gradscope.diagnosis.case import Case
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 from gradscope.trace.vocabulary import STATISTICS
-
-
-def where_nonfinite(case: Case) -> Iterator[Finding]:
-    """NaN or Inf: the first step, and in it the first tensor in the order of computation."""
-    if case.skipped:
-        yield Finding(
-            "skipped-steps",
-            Severity.INFO,
-            "optimizer",
-            "The GradScaler skipped steps whose scaled gradients overflowed, as it should.",
-            {"skipped": Evidence(case.skipped, "steps")},
-        )
-    first = case.trace.first_nonfinite()
-    if first is None:
-        return
-    share = case.trace.values[:, :, _index("nonfinite_fraction")] > 0
-    reached = [i for i, _ in case.columns("weight") if bool(share[:, i].any())]
-    what = {
-        "activation": "the output of this module",
-        "activation_grad": "the gradient at the output of this module",
-        "weight": "the gradient of this parameter",
-    }[first.tensor.kind]
-    yield Finding(
-        "non-finite",
-        Severity.ERROR if reached else Severity.WARNING,
-        first.tensor.name,
-        f"NaN or Inf first appears in {what}"
-        + ("." if reached else ", and reaches no gradient of a parameter."),
-        {
-            "step": Evidence(first.step, ""),
-            "parameters": Evidence(len(reached), "with non-finite gradients"),
-        },
-        advice.non_finite(case, first),
-        Verdict.NON_FINITE if reached else None,
-    )
 
 
 def updates(case: Case) -> Iterator[Finding]:

@@ -8,7 +8,6 @@ the host waiting.
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -28,9 +27,12 @@ RAW = (
     "dead",
     "weight_norm",
     "update",
+    "variation",
+    "carried",
+    "unchanged",
 )
 """What the device stores per tensor; `finish` turns it into the statistics of the table. The first
-five stand in the order in which the kernels of `_kernels.c` write them."""
+five stand in the order in which the kernels write them."""
 
 PLACE = {name: i for i, name in enumerate(RAW)}
 """Place of each among the cells of a column."""
@@ -45,7 +47,8 @@ UNSEEN = -1
 """Stands for the number of elements of a tensor that did not come up in a step."""
 
 META = 0
-"""Column that holds the loss scale (as `norm`) and whether the step found Inf (as `zero`)."""
+"""Column that holds the loss scale (as `norm`), whether the step found Inf (as `zero`) and the
+value of the loss with that scale (as `abs_max`), where it was seen: then it has one element."""
 
 BINS = HISTOGRAM_RANGE[1] - HISTOGRAM_RANGE[0]
 
@@ -73,13 +76,7 @@ class Area:
         """`StatisticsBuffer.numel`, for those who write to both."""
         self.ring = torch.empty((RING, 0, len(RAW)), device=device)
         self._rows = self.ring.unbind()
-        self._address = array("Q", [0])
         self.turn(0)
-
-    @property
-    def base(self) -> int:
-        """Where the address of the cells stands in main memory; it stays when they move."""
-        return self._address.buffer_info()[0]
 
     def grow(self, capacity: int) -> None:
         """Make room for more columns; what was written stays."""
@@ -93,7 +90,6 @@ class Area:
         """Go on with the cells of another row."""
         self._row = row
         self.cells = self._rows[row]
-        self._address[0] = self.cells.data_ptr()
 
     def turn_back(self) -> None:
         """Go on with this row as the first one."""
@@ -143,10 +139,7 @@ class StatisticsBuffer:
         return self.area(device, column).cells[column, PLACE[name]]
 
     def area(self, device: torch.device, column: int) -> Area:
-        """The cells of a device, with room up to a column and for all columns made so far.
-
-        Who writes to addresses in it must hold on to it.
-        """
+        """The cells of a device, with room up to a column and for all columns made so far."""
         area = self._areas.get(device)
         if area is None:
             area = self._areas[device] = Area(device, self.numel)
@@ -290,9 +283,12 @@ def _complete(row: _Row) -> None:
     assert row.raw is not None
     scale = float(row.raw[META, PLACE["norm"]])
     found_inf = float(row.raw[META, PLACE["zero"]])
+    loss = float(row.raw[META, PLACE["abs_max"]])
     if not math.isnan(scale):  # there was a GradScaler
         skipped = row.step.skipped or found_inf > 0
         row.step = replace(row.step, loss_scale=scale, skipped=skipped)
+    if row.numel[META] != UNSEEN:  # NaN may be its value
+        row.step = replace(row.step, loss=loss / row.step.loss_scale)
 
 
 def _merged(blocks: list[Tensor], n_rows: int) -> Tensor:
@@ -359,6 +355,9 @@ def finish(rows: list[_Row], columns: list[RecordedTensor]) -> tuple[Tensor, Ten
         "update_ratio": cell["update"] / cell["weight_norm"],
         "saturated_fraction": cell["saturated"],
         "dead_fraction": cell["dead"],
+        "variation": cell["variation"],
+        "carried_norm": cell["carried"] / scale,
+        "unchanged_fraction": cell["unchanged"],
     }
     values = torch.stack([columns_of[name] for name in STATISTICS], dim=2)
     values[~present] = torch.nan

@@ -186,8 +186,10 @@ class ParameterReader:
 
     def _new_column(self, name: str, parameter: Tensor) -> int:
         module, _, last = name.rpartition(".")
-        shape = tuple(parameter.shape)
-        return self._buffer.column(RecordedTensor("weight", module, last, -1, shape=shape))
+        shape, dtype = tuple(parameter.shape), str(parameter.dtype).removeprefix("torch.")
+        return self._buffer.column(
+            RecordedTensor("weight", module, last, -1, shape=shape, dtype=dtype)
+        )
 
     def _of(self, indices: list[int]) -> tuple[list[int], list[Tensor]]:
         """Columns and parameters."""

@@ -1,6 +1,13 @@
 """The recorded table, its vocabulary and the structure of the network: what later stages read."""
 
-from gradscope.trace.structure import Block, ModuleInfo, Structure
+from gradscope.trace.structure import (
+    Block,
+    LossSide,
+    ModuleInfo,
+    ParameterGroup,
+    Structure,
+    Summary,
+)
 from gradscope.trace.table import (
     SCHEMA_VERSION,
     TIME,
@@ -20,11 +27,14 @@ __all__ = [
     "TIME",
     "Block",
     "Kind",
+    "LossSide",
     "ModuleInfo",
     "NonFinite",
+    "ParameterGroup",
     "Prediction",
     "RecordedStep",
     "RecordedTensor",
     "Structure",
+    "Summary",
     "Trace",
 ]

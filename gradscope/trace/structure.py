@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Literal
+
+Mode = Literal["", "no_grad", "checkpoint"]
+"""How a module ran where autograd was off: under ``no_grad``, or in a reentrant checkpoint."""
+
+Takes = Literal["", "gradient", "detached", "integer"]
+"""What a module was given that was no input of the network: a tensor with a history, one without,
+or integers alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +31,55 @@ class ModuleInfo:
     very same tensor (a ``Sequential`` returns the output of its last child)."""
     is_cut: bool = False
     """True when every path from the input to the output of the network goes through its output."""
+    mode: Mode = ""
+    """How it ran where autograd was off in a training pass; empty otherwise."""
+    takes: Takes = ""
+    """What it was given; empty where that is an input of the network, or no tensor."""
+    settings: dict[str, float] = field(default_factory=dict)
+    """Numbers that it was built with: ``p`` of a dropout, ``eps`` of a norm."""
+    operations: tuple[str, ...] = ()
+    """Of a module without children: the autograd nodes between its inputs and its output, first
+    computed first, such as ``ExpBackward0``, ``WhereBackward0``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterGroup:
+    """What one group of an optimizer holds; the learning rate over time is in `Trace.logged`."""
+
+    optimizer: str
+    """Class name, for example ``AdamW``."""
+    parameters: tuple[str, ...] = ()
+    """Names of the parameters of the network in it."""
+    strangers: int = 0
+    """How many parameters it holds that are none of the network."""
+    settings: dict[str, float] = field(default_factory=dict)
+    """Its numbers when the recording began: ``lr``, ``weight_decay``, ``eps``, ``momentum``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A tensor that has no column, in a few numbers of the first recorded step."""
+
+    name: str
+    """For example ``input``, ``input[1]``, ``target``."""
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    mean: float = math.nan
+    std: float = math.nan
+    """Over all elements, as mean, low and high; NaN where not measured."""
+    low: float = math.nan
+    high: float = math.nan
+
+
+@dataclass(frozen=True, slots=True)
+class LossSide:
+    """What lies between the outputs of the network and the loss."""
+
+    operations: tuple[str, ...] = ()
+    """Autograd nodes from the outputs of the network to the loss, first computed first, such as
+    ``LogSoftmaxBackward0``, ``NllLossBackward0``."""
+    targets: tuple[Summary, ...] = ()
+    """Tensors that the loss compared the outputs with, where its autograd nodes hold them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +119,14 @@ class Structure:
     """Further name of a shared parameter -> the name under which it is recorded."""
     aside: tuple[str, ...] = ()
     """Modules that lead only to outputs of the network which the loss did not use."""
+    unread: tuple[str, ...] = ()
+    """Modules whose output has a history and leads neither to the loss nor to an output."""
+    strangers: tuple[str, ...] = ()
+    """Leaves of the graph that are no parameters of the network, as ``3 x Linear.weight (64, 64)``
+    of layers in a plain list."""
+    groups: tuple[ParameterGroup, ...] = ()
+    """What the optimizers hold; empty where none is known."""
+    inputs: tuple[Summary, ...] = ()
+    """Floating-point inputs of the network."""
+    loss: LossSide | None = None
+    """None where the loss was not seen."""

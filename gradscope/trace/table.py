@@ -16,13 +16,21 @@ import torch
 from torch import Tensor
 
 from gradscope.errors import TraceError, nearest
-from gradscope.trace.structure import Block, ModuleInfo, Structure
+from gradscope.trace.structure import (
+    Block,
+    LossSide,
+    ModuleInfo,
+    ParameterGroup,
+    Structure,
+    Summary,
+)
 from gradscope.trace.vocabulary import KINDS, STATISTICS, Kind
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2 added what the optimizer holds, the side of the loss, three statistics and what was logged."""
 
 TIME = -1
 """`RecordedTensor.output` of a time step of the input of a fused recurrent layer (`nn.LSTM` and its
@@ -48,6 +56,8 @@ class RecordedTensor:
     """Which tensor of the output, from 0, for modules that return several; or `TIME`."""
     shape: tuple[int, ...] = ()
     """Shape at the first recorded step."""
+    dtype: str = ""
+    """For example ``float32``, at the first recorded step; empty where unknown."""
 
     @property
     def name(self) -> str:
@@ -71,6 +81,9 @@ class RecordedStep:
     """Factor by which a GradScaler had multiplied the loss; recorded gradients are unscaled."""
     skipped: bool = False
     """True when a GradScaler skipped the optimizer step because of non-finite gradients."""
+    loss: float | None = None
+    """The value that the first backward pass of the step began with, without the loss scale; None
+    where it was not seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +128,9 @@ class Trace:
     predictions: tuple[Prediction, ...] = ()
     histograms: Tensor | None = None
     """int32, shape (steps, tensors, bins), counts of log2|g|, or None (see recorder)."""
+    logged: dict[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    """Name -> (step, value): what ``scope.log()`` was told, and ``lr/0`` of the first group of the
+    optimizer at each recorded step."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Versions, git revision and what the recorder was asked for; JSON types only."""
 
@@ -184,8 +200,8 @@ class Trace:
 
         Returns:
             Columns step, epoch, kind, module, parameter, call, output, order, norm, rms, abs_max,
-            zero_fraction, nonfinite_fraction, unclipped_norm, weight_norm, update_ratio,
-            loss_scale, skipped, and log2_histogram where histograms were recorded.
+            zero_fraction and the other names of `STATISTICS`, loss_scale, skipped, loss, and
+            log2_histogram where histograms were recorded.
         """
         import pandas as pd
 
@@ -203,6 +219,7 @@ class Trace:
             table[name] = measured[:, i]
         table["loss_scale"] = [s.loss_scale for s in steps]
         table["skipped"] = [s.skipped for s in steps]
+        table["loss"] = [math.nan if s.loss is None else s.loss for s in steps]
         if self.histograms is not None:
             table["log2_histogram"] = list(self.histograms[rows, columns].numpy())
         return pd.DataFrame(table)
@@ -282,6 +299,7 @@ def _header(trace: Trace) -> dict[str, Any]:
         "steps": [dataclasses.asdict(s) for s in trace.steps],
         "structure": dataclasses.asdict(trace.structure),
         "predictions": [dataclasses.asdict(p) for p in trace.predictions],
+        "logged": {name: list(series) for name, series in trace.logged.items()},
         "metadata": trace.metadata,
     }
 
@@ -295,7 +313,8 @@ def _from_table(cls: type[Trace], table: pd.DataFrame, header: dict[str, Any]) -
     rows = torch.tensor([row_of[step] for step in table["step"]], dtype=torch.long)
     values = torch.full((len(steps), len(tensors), len(STATISTICS)), math.nan)
     present = torch.zeros((len(steps), len(tensors)), dtype=torch.bool)
-    measured = table[list(STATISTICS)].to_numpy("float32", copy=True)
+    known = table.reindex(columns=list(STATISTICS))  # an older file lacks some
+    measured = known.to_numpy("float32", copy=True)
     values[rows, columns] = torch.from_numpy(measured)
     present[rows, columns] = True
     histograms = None
@@ -311,6 +330,10 @@ def _from_table(cls: type[Trace], table: pd.DataFrame, header: dict[str, Any]) -
         structure=_structure(header["structure"]),
         predictions=tuple(Prediction(**p) for p in header["predictions"]),
         histograms=histograms,
+        logged={
+            name: tuple((int(step), float(value)) for step, value in series)
+            for name, series in header.get("logged", {}).items()
+        },
         metadata=header["metadata"],
     )
 
@@ -325,14 +348,30 @@ def _identities(table: pd.DataFrame) -> Iterator[tuple[str, str, str, int, int]]
 
 
 def _structure(raw: dict[str, Any]) -> Structure:
-    blocks = (Block(**{**b, "modules": tuple(b["modules"])}) for b in raw["blocks"])
-    return Structure(
-        modules=tuple(ModuleInfo(**m) for m in raw["modules"]),
-        blocks=tuple(blocks),
-        unused=tuple(raw["unused"]),
-        frozen=tuple(raw["frozen"]),
-        cancelled=dict(raw["cancelled"]),
-        scale_invariant=dict(raw["scale_invariant"]),
-        shared=dict(raw["shared"]),
-        aside=tuple(raw.get("aside", ())),
-    )
+    """The structure from JSON types; an older file lacks the newer keys."""
+    known = {**raw, "loss": _loss_side(raw.get("loss"))}
+    for name, kind in _PARTS.items():
+        known[name] = tuple(_part(kind, each) for each in raw.get(name, ()))
+    for name in ("unused", "frozen", "aside", "unread", "strangers"):
+        known[name] = tuple(raw.get(name, ()))
+    return Structure(**known)
+
+
+_PARTS: dict[str, type[ModuleInfo | Block | ParameterGroup | Summary]] = {
+    "modules": ModuleInfo,
+    "blocks": Block,
+    "groups": ParameterGroup,
+    "inputs": Summary,
+}
+
+
+def _loss_side(raw: dict[str, Any] | None) -> LossSide | None:
+    if raw is None:
+        return None
+    targets = tuple(_part(Summary, each) for each in raw["targets"])
+    return LossSide(tuple(raw["operations"]), targets)
+
+
+def _part(kind: type[Any], raw: dict[str, Any]) -> Any:
+    """A frozen record from JSON types, where tuples became lists."""
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})

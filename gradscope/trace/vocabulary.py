@@ -6,7 +6,6 @@ from typing import Literal
 
 Kind = Literal["weight", "activation", "activation_grad"]
 
-
 KINDS: tuple[Kind, ...] = ("weight", "activation", "activation_grad")
 """``weight``: the gradient of the loss with respect to a parameter; ``activation``: the output of a
 module; ``activation_grad``: the gradient of the loss with respect to that output."""
@@ -22,6 +21,9 @@ STATISTICS: dict[str, str] = {
     "update_ratio": "norm(parameter after - before the step) / norm(parameter before)",
     "saturated_fraction": "share of outputs within 1 % of the bounds of a bounded activation",
     "dead_fraction": "share of units whose output was zero on every example recorded so far",
+    "variation": "of an output: variance over the examples / mean square, 0 to 1; 0: all alike",
+    "carried_norm": "norm of the gradient that was there already when backward began",
+    "unchanged_fraction": "share of a parameter's elements that the step left bit for bit as is",
 }
 """Name of each statistic, as a column of the table, and its formula."""
 

@@ -1,8 +1,10 @@
 """The store: what goes in comes out, and no damage on disk is more than a damaged cell."""
 
 import json
+import math
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -323,3 +325,15 @@ def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "runs").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"), Store(tmp_path / "runs").locked():
         pass
+
+
+def test_runs_of_an_earlier_version_are_read(tiny):
+    """Cells that format 1 wrote keep their ids, their results and their traces."""
+    folder = Path(__file__).resolve().parents[1] / "files" / "runs-format1"
+    study = Store.load(folder)
+    assert [result.status for result in study.results] == ["done"] * 4
+    assert {result.id for result in study.results} == {cell.id for cell in tiny.grid().cells()}
+    for result in study.results:
+        assert len(result.history.epochs) == 2
+        assert math.isnan(result.history.epochs[-1].fit_accuracy)
+        assert len(result.trace())

@@ -9,6 +9,7 @@ import re
 import pytest
 import torch
 from rich.console import Console
+from tiny_coco import TinyCoco
 from typer.testing import CliRunner
 
 from gradscope.cli import app, data_view
@@ -17,9 +18,23 @@ from gradscope.errors import DataError
 
 
 @pytest.fixture
-def run(monkeypatch, cache):
+def tiny(tmp_path):
+    """An empty folder to write COCO into."""
+    return TinyCoco(tmp_path / "coco")
+
+
+@pytest.fixture
+def small(tiny):
+    """Two classes, 6 training images and 4 validation images."""
+    one = [[("cat", 5.0)], [("dog", 5.0)]]
+    tiny.write({"train": one * 3, "val": one * 2})
+    return tiny
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
     """Run the command line with an own cache: (exit code, stdout, stderr)."""
-    monkeypatch.setenv("GRADSCOPE_CACHE", str(cache))
+    monkeypatch.setenv("GRADSCOPE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*args):
@@ -98,9 +113,9 @@ def test_demo(run, tmp_path):
         (["demo", "--out", "{root}"], "the folder is not empty; name a new one"),
     ],
 )
-def test_bad_input_is_one_line(small, cache, monkeypatch, capsys, args, message):
+def test_bad_input_is_one_line(small, tmp_path, monkeypatch, capsys, args, message):
     """Bad input exits with 2 and one line that starts with error."""
-    monkeypatch.setenv("GRADSCOPE_CACHE", str(cache))
+    monkeypatch.setenv("GRADSCOPE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(
         "sys.argv", ["gradscope", "data", *(arg.format(root=small.root) for arg in args)]
     )

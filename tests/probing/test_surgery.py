@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradscope import probe
+from gradscope import layers, probe
 from gradscope.probing import surgery
 
 
@@ -130,8 +130,8 @@ def test_skips_and_scaled_branches():
 def test_activations_are_swapped_wherever_they_are():
     """Modules of the old types are replaced at any depth; without any, a reason is given."""
     model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Sigmoid()), nn.Tanh())
-    surgery.swap_activations(model, surgery.SATURATING, nn.ReLU)
+    surgery.swap_activations(model, layers.SATURATING, nn.ReLU)
     assert isinstance(model[1][0], nn.ReLU)
     assert isinstance(model[2], nn.ReLU)
     with pytest.raises(surgery.NotApplicable, match="no activation module of type Sigmoid"):
-        surgery.swap_activations(model, surgery.SATURATING, nn.ReLU)
+        surgery.swap_activations(model, layers.SATURATING, nn.ReLU)

@@ -16,9 +16,8 @@ import torch
 from torch import nn
 
 import gradscope
-from gradscope.errors import RecorderError
+from gradscope.errors import GradscopeWarning, RecorderError
 from gradscope.recording import kernels
-from gradscope.recording.scope import GradscopeWarning
 
 STEPS = 4
 

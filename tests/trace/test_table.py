@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -13,7 +15,11 @@ from torch import nn
 
 import gradscope
 from gradscope.errors import TraceError
+from gradscope.trace.structure import LossSide, ModuleInfo, ParameterGroup, Structure, Summary
 from gradscope.trace.table import RecordedStep, Trace
+
+FILES = Path(__file__).resolve().parents[1] / "files"
+"""Written by earlier versions."""
 
 
 @pytest.fixture(scope="module")
@@ -135,3 +141,45 @@ def test_a_failed_save_leaves_nothing(trace, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         trace.save(tmp_path / "run.parquet")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_the_first_schema_is_read():
+    """A file that version 1 of the schema wrote: the same norms, NaN for what it did not know."""
+    trace = Trace.load(FILES / "run-schema1.parquet")
+    assert len(trace) == 96
+    sums = json.loads((FILES / "run-schema1.json").read_text())  # by pandas, when it was written
+    for kind, expected in sums.items():
+        _, norms = trace.series(kind, "norm")
+        assert float(norms.double().nansum()) == pytest.approx(expected)
+    for statistic in ("variation", "carried_norm", "unchanged_fraction"):
+        assert trace.series("weight", statistic)[1].isnan().all()
+    assert trace.logged == {}
+    assert trace.structure.groups == ()
+    assert trace.structure.loss is None
+    assert all(step.loss is None for step in trace.steps)
+    assert gradscope.diagnose(trace).findings
+
+
+def test_everything_a_trace_can_know_survives_the_file(tmp_path):
+    """Facts about optimizer, loss, inputs and what was logged come back equal."""
+    made = Structure(
+        modules=(
+            ModuleInfo("a", "Custom", 0, 1, "a", takes="integer", settings={"p": 0.5},
+                       operations=("ExpBackward0",)),
+            ModuleInfo("b", "Linear", 1, 1, "b", mode="checkpoint"),
+        ),
+        unread=("a",),
+        strangers=("3 x Linear.weight (64, 64)",),
+        groups=(ParameterGroup("Adam", ("a.weight",), 2, {"lr": 1e-3, "weight_decay": 0.0}),),
+        inputs=(Summary("input", (8, 3), "float32", 0.1, 1.0, -3.0, 3.5),),
+        loss=LossSide(("LogSoftmaxBackward0", "NllLossBackward0"),
+                      (Summary("target", (8,), "int64", 2.0, 1.0, 0.0, 4.0),)),
+    )  # fmt: skip
+    trace = dataclasses.replace(
+        Trace.load(FILES / "run-schema1.parquet"),
+        structure=made,
+        logged={"loss": ((0, 1.5), (2, 1.0)), "lr/0": ((0, 1e-3),)},
+    )
+    read = Trace.load(trace.save(tmp_path / "run.parquet"))
+    assert read.structure == made
+    assert read.logged == trace.logged
