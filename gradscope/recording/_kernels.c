@@ -185,6 +185,23 @@ DEFINE_SQUARES(squares_bfloat16, from_bfloat16)
 static double (*const squares_of[DTYPES])(const void *, const void *, int64_t) = {
     [FLOAT32] = squares_float32, [FLOAT64] = squares_float64, [BFLOAT16] = squares_bfloat16};
 
+/* How many elements two vectors have alike, bit for bit. */
+#define DEFINE_ALIKE(NAME, WORD)                                                                     \
+    FOR_EACH_CPU static int64_t NAME(const void *a, const void *b, int64_t length) {                 \
+        const WORD *left = a, *right = b;                                                            \
+        int64_t alike = 0;                                                                           \
+        for (int64_t i = 0; i < length; i++)                                                         \
+            alike += left[i] == right[i];                                                            \
+        return alike;                                                                                \
+    }
+
+DEFINE_ALIKE(alike_4, uint32_t)
+DEFINE_ALIKE(alike_8, uint64_t)
+DEFINE_ALIKE(alike_2, uint16_t)
+
+static int64_t (*const alike_of[DTYPES])(const void *, const void *, int64_t) = {
+    [FLOAT32] = alike_4, [FLOAT64] = alike_8, [BFLOAT16] = alike_2};
+
 /* Changes when words of a block do, but for chance. */
 FOR_EACH_CPU static uint64_t checksum(const char *data, int64_t bytes) {
     uint64_t sum[LANES / 2] = {0}, total = 0;
@@ -512,7 +529,7 @@ static PyObject *for_each(PyObject *tensors, use function, void *context) {
 typedef struct {
     area in;
     PyObject *columns, *samples;
-    int64_t place, wanted;
+    int64_t place, unchanged, wanted;
 } places;
 
 static int column_at(const places *where, Py_ssize_t i, int64_t *column) {
@@ -673,7 +690,8 @@ static int remember_one(const vector *read, Py_ssize_t i, void *context) {
 
 static PyObject *for_each_sample(PyObject *const *args, Py_ssize_t given, use function) {
     places where = {.columns = args[1], .samples = args[3]};
-    if (!expect(given, 5) || !look_into(args[0], &where.in) || !integers(args + 4, 1, &where.place))
+    if (!expect(given, 6) || !look_into(args[0], &where.in) ||
+        !integers(args + 4, 1, &where.place) || !integers(args + 5, 1, &where.unchanged))
         return NULL;
     return for_each(args[2], function, &where);
 }
@@ -692,12 +710,17 @@ static int change_one(const vector *read, Py_ssize_t i, void *context) {
         return fits;
     const char *copy = (char *)(intptr_t)of.copy;
     double squares = 0;
-    for (int64_t run = 0; run < of.runs; run++)
-        squares += squares_of[read->dtype]((char *)read->data + run * of.stride * size,
-                                           copy + run * of.length * size, of.length);
-    int64_t sampled = of.length * of.runs;
-    if (sampled)
+    int64_t alike = 0, sampled = of.length * of.runs;
+    for (int64_t run = 0; run < of.runs; run++) {
+        const char *now = (char *)read->data + run * of.stride * size;
+        const char *before = copy + run * of.length * size;
+        squares += squares_of[read->dtype](now, before, of.length);
+        alike += alike_of[read->dtype](now, before, of.length);
+    }
+    if (sampled) {
         *cell(&where->in, column, where->place) = scaled_up(sqrt(squares), read->numel, sampled);
+        *cell(&where->in, column, where->unchanged) = (float)((double)alike / (double)sampled);
+    }
     return 1;
 }
 

@@ -43,6 +43,7 @@ def remember(
     tensors: list[Tensor],
     samples: list[Sample],
     place: int,
+    unchanged: int,
     /,
 ) -> list[int]: ...
 def change(
@@ -51,6 +52,7 @@ def change(
     tensors: list[Tensor],
     samples: list[Sample],
     place: int,
+    unchanged: int,
     /,
 ) -> list[int]: ...
 def dead_units(

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gradscope.recording import reductions
-from gradscope.recording.buffer import StatisticsBuffer
+from gradscope.recording.buffer import UNSEEN, StatisticsBuffer
+from gradscope.recording.carried import Carried
 from gradscope.recording.meters import Meters, with_gradient
 from gradscope.recording.sharding import reduce_shards
 from gradscope.trace.table import RecordedTensor
@@ -39,10 +40,13 @@ class ParameterReader:
             self._columns.append(
                 self._new_column(name, parameter) if parameter.requires_grad else 0
             )
+        self._carried = Carried(self._parameters, self._columns, buffer)
+        self.before_backward = self._carried.before_backward
         self.begin()
 
     def begin(self) -> None:
         """Forget the last step."""
+        self._carried.begin()
         self._marks = bytearray()
         """Of the gradients that were measured; see `Meters.gradients`."""
         self._remembered: list[int] = []
@@ -65,6 +69,9 @@ class ParameterReader:
             scale: factor that the gradients still carry from loss scaling, 0-d, or None.
         """
         self._take(self._of_others(optimizer), scale, unclipped=False)
+        self._note_what_is_gone(optimizer)
+        if optimizer is not None and self._carried.thorough:
+            self._carried.consumed(_stepped_by(optimizer))
 
     def remember_weights(self, optimizer: Optimizer) -> None:
         """Before the step: norms of the weights, and a sample of each to compare with after it."""
@@ -80,7 +87,7 @@ class ParameterReader:
         moved = [i for i in self._remembered if id(self._parameters[i]) in stepped]
         for device, mine in self._by_device(moved):
             columns, weights = self._of(mine)
-            self._meters.of(device).updates(columns, weights)
+            self._meters.of(device).updates(columns, weights, thorough=self._carried.thorough)
 
     def end(self) -> None:
         """Combine what the ranks of a sharded model measured, in one collective."""
@@ -94,6 +101,24 @@ class ParameterReader:
             for name, column in zip(self._names, self._columns, strict=True)
             if column in self._buffer.ever
         }
+
+    def _note_what_is_gone(self, optimizer: Optimizer | None) -> None:
+        """A gradient that backward made and that is no longer there is one of zero."""
+        gone = [
+            i
+            for i, (parameter, column) in enumerate(
+                zip(self._parameters, self._columns, strict=True)
+            )
+            if parameter.grad is None and column and self._buffer.numel[column] != UNSEEN
+        ]
+        if gone and optimizer is not None:
+            mine = _stepped_by(optimizer)
+            gone = [i for i in gone if id(self._parameters[i]) in mine]
+        for device, indices in self._by_device(gone):
+            columns, _ = self._of(indices)
+            for name, value in (("norm", 0.0), ("abs_max", 0.0), ("zero", 1.0)):
+                values = self._buffer.constant(device, [value] * len(columns))
+                self._buffer.put(device, name, columns, values)
 
     def _new_column(self, name: str, parameter: Tensor) -> int:
         module, _, last = name.rpartition(".")

@@ -22,8 +22,8 @@ def reduce_shards(sharded: dict[int, Any], buffer: StatisticsBuffer) -> None:
     mesh = first.device_mesh
     device = first.to_local().device
     group = mesh.get_group() if mesh.ndim == 1 else None
-    norms = ("norm", "unclipped", "weight_norm", "update")
-    names = (*norms, "abs_max", "zero", "nonfinite")
+    norms = ("norm", "unclipped", "weight_norm", "update", "carried")
+    names = (*norms, "abs_max", "zero", "nonfinite", "unchanged")
     local = torch.stack([buffer.get(device, name, columns) for name in names])
     sizes = buffer.constant(device, [float(g.to_local().numel()) for g in sharded.values()])
     mine = torch.cat([local, sizes.unsqueeze(0)])
