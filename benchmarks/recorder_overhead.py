@@ -225,9 +225,7 @@ class OwnTime:
             meter.gradient_reader = lambda *args, make=make, **how: self._timed(make(*args, **how))
         register = scope.register_module_forward_hook
         self._originals.append((scope, "register_module_forward_hook", register))
-        scope.register_module_forward_hook = lambda hook, **how: register(
-            self._timed(hook), **how
-        )
+        scope.register_module_forward_hook = lambda hook, **how: register(self._timed(hook), **how)
         return self
 
     def __exit__(self, *error: object) -> None:

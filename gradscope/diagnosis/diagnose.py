@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from gradscope.diagnosis.case import Case
-from gradscope.diagnosis.numbers import updates, where_nonfinite
+from gradscope.diagnosis.movement import movement
+from gradscope.diagnosis.numbers import where_nonfinite
+from gradscope.diagnosis.optimizer import membership, unregistered
 from gradscope.diagnosis.outliers import odd_blocks, odd_layers
 from gradscope.diagnosis.parameters import disconnected, structural, zero_gradients
+from gradscope.diagnosis.rate import learning_rate, updates
 from gradscope.diagnosis.trends import growth_and_decay
 from gradscope.diagnosis.units import dead_units, saturation
 from gradscope.diagnosis.verdict import Diagnosis, Evidence, Finding, Severity, Verdict, decide
@@ -16,6 +19,10 @@ __all__ = ["Diagnosis", "Evidence", "Finding", "Severity", "Verdict", "diagnose"
 _SYMPTOMS = (
     where_nonfinite,
     disconnected,
+    membership,
+    unregistered,
+    movement,
+    learning_rate,
     dead_units,
     zero_gradients,
     growth_and_decay,

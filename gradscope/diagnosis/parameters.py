@@ -4,21 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradscope.diagnosis import advice
+import torch
+from torch import Tensor
+
+from gradscope.diagnosis import advice, limits
 from gradscope.diagnosis.case import Case, listed
+from gradscope.diagnosis.movement import underflowing
+from gradscope.diagnosis.optimizer import held
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 
 
 def disconnected(case: Case) -> Iterator[Finding]:
     """Parameters whose module ran but that never got a gradient, and those that never ran."""
     parents = {name.rpartition(".")[0] for name in case.modules if name}
-    frozen, unused = set(case.structure.frozen), list(case.structure.unused)
+    trained = held(case)
+    left = [n for n in case.structure.unused if trained and n not in trained]
+    frozen = set(case.structure.frozen)
+    unused = [name for name in case.structure.unused if name not in left]
     aside = set(case.structure.aside)
     cut: list[str] = []
     ignored: list[str] = []
     for i, tensor in case.columns("weight"):
         known = tensor.name in frozen or tensor.name in case.structure.unused
         if known or len(case.values("norm", i)):
+            continue
+        if trained and tensor.name not in trained:
+            left.append(tensor.name)
             continue
         if tensor.module in aside:
             ignored.append(tensor.name)
@@ -56,12 +67,24 @@ def disconnected(case: Case) -> Iterator[Finding]:
             "Remove them, or call their module; they cost memory and optimizer state.",
         )
 
+    if left:
+        yield Finding(
+            "not-trained",
+            Severity.INFO,
+            listed(left),
+            "These parameters get no gradient and are in no optimizer, as those of a teacher or of "
+            "a target network.",
+            {"parameters": Evidence(len(left), "neither with a gradient nor in an optimizer")},
+        )
+
 
 def zero_gradients(case: Case) -> Iterator[Finding]:
     """Gradients that arrive and are exactly zero, where nothing else explains it."""
+    if any(underflowing(case)):
+        return
     zero, alive = [], 0
     for i, tensor in case.columns("weight"):
-        norms = case.values("norm", i)
+        norms = _arrived(case, i)
         if len(norms) and len(tensor.shape) > 1 and tensor.name not in case.structure.cancelled:
             if bool((norms == 0).all()):
                 zero.append((tensor.order, tensor.name))
@@ -70,13 +93,26 @@ def zero_gradients(case: Case) -> Iterator[Finding]:
     if not zero:
         return
     names = [name for _, name in zero]
-    gates = [name for order, name in _zero_weights(case) if order >= min(zero)[0]]
+    gates = [i for i in _zero_weights(case) if case.trace.tensors[i].order >= min(zero)[0]]
+    shut = _shut(case, gates)
     evidence = {"parameters": Evidence(len(zero), "with a gradient of exactly zero")}
-    if gates:
+    if shut:
+        yield Finding(
+            "zero-initialised",
+            Severity.ERROR,
+            listed(shut),
+            "These weights start at zero, and so does what multiplies them: each one's gradient "
+            "is a product with the other, exactly zero, so that neither can ever move.",
+            evidence,
+            "Initialise one of the factors at random (kaiming_uniform_) and only the other with "
+            "zeros, after all layers have been added.",
+            Verdict.DEAD,
+        )
+    elif gates:
         yield Finding(
             "zero-initialised",
             Severity.INFO,
-            listed(gates),
+            listed([case.trace.tensors[i].name for i in gates]),
             f"These weights start at zero, so that nothing reaches {listed(names)} in the first "
             "step; it opens once they have moved.",
             evidence,
@@ -126,14 +162,32 @@ def structural(case: Case) -> Iterator[Finding]:
         )
 
 
-def _zero_weights(case: Case) -> list[tuple[int, str]]:
-    """Order and name of weights and scales that were zero when they were first seen."""
+def _zero_weights(case: Case) -> list[int]:
+    """Columns of weights and scales that were zero when they were first seen."""
     found = []
     for i, tensor in case.columns("weight"):
         norms = case.values("weight_norm", i)
         if "bias" not in tensor.parameter and len(norms) and norms[0].item() == 0:
-            found.append((tensor.order, tensor.name))
+            found.append(i)
     return found
+
+
+def _shut(case: Case, gates: list[int]) -> list[str]:
+    """Weights of zero with a gradient of zero that no other weight of zero can open.
+
+    One with a gradient will move, and may open those before it: a step for each. Where there is
+    none, or where enough steps have passed, what is still zero stays so.
+    """
+    zero = [i for i in gates if bool((_arrived(case, i) == 0).all())]
+    zero = [i for i in zero if case.values("weight_norm", i)[-1].item() == 0]
+    moved = any(case.largest("update_ratio", i) > 0 for i, _ in case.columns("weight"))
+    enough = moved and len(case.trace.steps) > max(limits.MIN_UPDATES, min(len(gates), 8))
+    return [case.trace.tensors[i].name for i in zero] if enough or len(zero) == len(gates) else []
+
+
+def _arrived(case: Case, column: int) -> Tensor:
+    """Norms of a gradient as backward made it: what is zeroed later did arrive."""
+    return torch.fmax(case.values("norm", column), case.values("unclipped_norm", column))
 
 
 def _underflow(case: Case) -> bool:

@@ -60,9 +60,13 @@ class Carried:
 
     def _look(self, device: torch.device, indices: list[int]) -> None:
         columns = [self._columns[i] for i in indices]
-        grads = [reductions.local(g) for i in indices if (g := self._parameters[i].grad) is not None]
+        grads = [
+            reductions.local(g) for i in indices if (g := self._parameters[i].grad) is not None
+        ]
         samples = [reductions.sample(g) for g in grads]
-        shares = [(g.numel() / max(s.numel(), 1)) ** 0.5 for g, s in zip(grads, samples, strict=True)]
+        shares = [
+            (g.numel() / max(s.numel(), 1)) ** 0.5 for g, s in zip(grads, samples, strict=True)
+        ]
         norms = reductions.norms(samples) * self._buffer.constant(device, shares)
         known = self._buffer.get(device, "carried", columns)  # NaN at the first look
         self._buffer.put(device, "carried", columns, torch.fmin(known, norms))

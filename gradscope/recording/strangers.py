@@ -73,7 +73,7 @@ class Strangers:
                 label = self._outside.get(id(leaf)) or _attribute(model, leaf)
                 found.append((weakref.ref(leaf), label))
             waiting.extend(n for n, _ in node.next_functions if n is not None)
-        return found[::-1]  # first computed first
+        return found
 
 
 def _attribute(model: nn.Module, leaf: Tensor) -> str:
