@@ -36,8 +36,11 @@ class Carried:
         """Start a step."""
         first, every = THOROUGH
         self.thorough = self._recorded < first or self._recorded % every == 0
-        self._recorded += 1
         self._pending = [i for i, column in enumerate(self._columns) if column]
+
+    def end(self) -> None:
+        """Count a step that was recorded."""
+        self._recorded += 1
 
     def before_backward(self) -> None:
         """Look at the gradients as they are, before the pass adds to them."""

@@ -91,6 +91,7 @@ class ParameterReader:
 
     def end(self) -> None:
         """Combine what the ranks of a sharded model measured, in one collective."""
+        self._carried.end()
         if self._sharded:
             reduce_shards(self._sharded, self._buffer)
 
