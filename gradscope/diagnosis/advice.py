@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from gradscope.diagnosis.case import Case
 from gradscope.layers import RECTIFYING, SATURATING, names
-from gradscope.trace.table import NonFinite
 
 
 def vanishing(case: Case) -> str:
@@ -124,18 +125,156 @@ def disconnected() -> str:
     )
 
 
-def non_finite(case: Case, first: NonFinite) -> str:
-    """Where to look for the source."""
-    if first.tensor.kind == "activation":
-        steps = [f"look at the weights and the inputs of {first.tensor.module or 'the network'}"]
-    else:
-        steps = [
-            "look for an infinite derivative, as of sqrt(0), log(0) or a norm of zero",
-            "look for a loss that overflowed",
+def integers() -> str:
+    """What lets a gradient pass a choice."""
+    return _sentence(
+        [
+            (
+                "let a gradient pass the choice: a softmax-weighted sum in place of argmax and "
+                "index, gumbel_softmax(hard=True), or a straight-through estimator (hard + soft "
+                "- soft.detach())"
+            ),
+            "for reinforcement learning, a loss of log-probabilities",
         ]
-    if len(case.trace.steps) > 1 and first.step > case.trace.steps[0].step:
-        steps.append("lower the learning rate or clip the gradient norm: it was finite before")
+    )
+
+
+def detached(name: str) -> str:
+    """Where to look for the cut before a module."""
+    return _sentence(
+        [
+            f"look for detach(), no_grad(), .data, .item() or a detour over numpy before {name}",
+            "take what comes before out of the optimizer if the cut is meant",
+        ]
+    )
+
+
+def no_grad() -> str:
+    """What to do with trained parameters that run under no_grad."""
+    return _sentence(
+        [
+            "call these modules outside of torch.no_grad()",
+            "or take them out of the optimizer if they are a teacher",
+        ]
+    )
+
+
+def checkpoint() -> str:
+    """What makes reentrant checkpoints build a graph."""
+    return _sentence(
+        [
+            "call checkpoint(..., use_reentrant=False)",
+            (
+                "or let the input of the checkpoint require a gradient "
+                "(model.enable_input_require_grads() in transformers)"
+            ),
+        ]
+    )
+
+
+def zero_factors() -> str:
+    """What lets factors that start at zero move."""
+    return _sentence(
+        [
+            (
+                "initialise all but the last of them with random non-zero values (kaiming_uniform_ "
+                "for LoRA's A) and leave only the last one at zero"
+            )
+        ]
+    )
+
+
+def watch_closely(last_good: int) -> str:
+    """How to find where it began."""
+    return _sentence(
+        [
+            f"resume from a checkpoint near step {last_good} and watch with every=1",
+            "lower the learning rate or clip the gradient norm meanwhile",
+        ]
+    )
+
+
+def broken_step(*, half: bool) -> str:
+    """What keeps a step finite."""
+    if half:
+        return _sentence(
+            [
+                (
+                    "keep the weights in float32 and compute under autocast (mixed precision), or "
+                    "use bfloat16"
+                ),
+                "or raise the optimizer's eps to 1e-4",
+            ]
+        )
+    return _sentence(
+        ["lower the learning rate", "clip the gradient norm", "look at eps and momentum"]
+    )
+
+
+def skipped() -> str:
+    """What to do where no loss scale is small enough."""
+    return _sentence(
+        ["look for what makes NaN or Inf in the forward pass or the loss, without the scaler"]
+    )
+
+
+def broken_input() -> str:
+    """What to do with data that hold NaN."""
+    return _sentence(
+        [
+            (
+                "look for missing values and divisions by a zero range in the data, and leave such "
+                "examples out (torch.isfinite)"
+            )
+        ]
+    )
+
+
+def broken_forward(name: str, *, late: bool) -> str:
+    """Where to look for NaN in a forward pass."""
+    steps = [
+        f"look for a division, log, sqrt, exp or norm in {name} and keep its argument in range"
+    ]
+    if late:
+        steps.append(
+            "if its inputs grew step by step, lower the learning rate or clip the gradient norm"
+        )
     return _sentence(steps)
+
+
+def broken_loss() -> str:
+    """What keeps a loss finite."""
+    return _sentence(
+        [
+            (
+                "clamp the denominator (x / n.clamp(min=1)) and skip batches that are empty after "
+                "masking"
+            ),
+            "give logits to a loss that takes logits, rather than log of a probability",
+        ]
+    )
+
+
+def broken_backward(operations: Collection[str]) -> str:
+    """What keeps a backward pass finite."""
+    if any(name.startswith("Where") for name in operations):
+        return _sentence(
+            [
+                (
+                    "clamp the argument of the branch that is not taken before torch.where, so "
+                    "that neither branch overflows"
+                )
+            ]
+        )
+    return _sentence(
+        [
+            (
+                "look for an infinite derivative, as of sqrt(0), log(0) or a norm of zero, and add "
+                "a small constant inside (sqrt(x + eps))"
+            ),
+            "torch.autograd.set_detect_anomaly(True) names the operation",
+        ]
+    )
 
 
 def odd(name: str, decades: float) -> str:

@@ -11,6 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from gradscope.diagnosis import limits
 from gradscope.diagnosis.flow import (
     GradientFlow,
     WeightProfile,
@@ -27,18 +28,17 @@ from gradscope.trace.vocabulary import STATISTICS, Kind
 class Case:
     """A trace as the findings see it: without the steps that a GradScaler skipped."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, earlier: Trace | None = None) -> None:
         kept = [i for i, step in enumerate(trace.steps) if not step.skipped]
         self.skipped = len(trace.steps) - len(kept)
-        if self.skipped:
-            trace = dataclasses.replace(
-                trace,
-                steps=tuple(trace.steps[i] for i in kept),
-                values=trace.values[kept],
-                present=trace.present[kept],
-                histograms=None if trace.histograms is None else trace.histograms[kept],
-            )
-        self.trace = trace
+        self.trace = _part(trace, kept) if self.skipped else trace
+        self.earlier = earlier
+        """The steps before, where this is a stretch of a longer run."""
+
+    def stretch(self, start: int, stop: int) -> Case:
+        """Some of the recorded steps, by index, as a case of its own."""
+        before = _part(self.trace, list(range(start)))
+        return Case(_part(self.trace, list(range(start, stop))), before)
 
     @property
     def structure(self) -> Structure:
@@ -84,6 +84,16 @@ class Case:
     def weighted(self) -> set[str]:
         """Modules that own a weight with two or more dimensions."""
         return {t.module for t in self.trace.tensors if t.kind == "weight" and len(t.shape) > 1}
+
+    @cached_property
+    def parents(self) -> set[str]:
+        """Modules that hold other modules."""
+        return {name.rpartition(".")[0] for name in self.modules if name}
+
+    @cached_property
+    def held(self) -> set[str]:
+        """Parameters that an optimizer holds; empty where none is known."""
+        return {name for group in self.structure.groups for name in group.parameters}
 
     @cached_property
     def blocks(self) -> dict[str, Block]:
@@ -143,11 +153,35 @@ class Case:
         values = self.trace.values[:, column, list(STATISTICS).index(statistic)]
         return values[self.trace.present[:, column]]
 
+    def was_seen(self, column: int) -> bool:
+        """Whether a tensor came up, or stayed away by no more than chance.
+
+        A tensor that came up in a share p of the earlier steps, as the gradient of an expert that
+        few tokens reach, stays away for n steps in a row with probability (1 - p)^n.
+        """
+        if bool(self.trace.present[:, column].any()):
+            return True
+        if self.earlier is None or not len(self.earlier.steps):
+            return False
+        share = float(self.earlier.present[:, column].float().mean())
+        return bool((1 - share) ** len(self.trace.steps) > limits.CHANCE)
+
     def largest(self, statistic: str, column: int) -> float:
         """The largest known value of a statistic of one tensor, -1 where there is none."""
         values = self.values(statistic, column)
         values = values[~torch.isnan(values)]
         return values.max().item() if len(values) else -1.0
+
+
+def _part(trace: Trace, kept: list[int]) -> Trace:
+    """Some of the recorded steps, by index."""
+    return dataclasses.replace(
+        trace,
+        steps=tuple(trace.steps[i] for i in kept),
+        values=trace.values[kept],
+        present=trace.present[kept],
+        histograms=None if trace.histograms is None else trace.histograms[kept],
+    )
 
 
 def known_steps(log10_rms: Sequence[float]) -> list[float]:

@@ -1,37 +1,45 @@
-"""Trace -> Diagnosis: findings with a verdict, the evidence and a remedy."""
+"""diagnose(): findings on the whole run, on its last stretch, and the verdict they add up to."""
 
 from __future__ import annotations
 
 from gradscope.diagnosis.case import Case
 from gradscope.diagnosis.movement import movement
-from gradscope.diagnosis.numbers import where_nonfinite
 from gradscope.diagnosis.optimizer import membership, unregistered
+from gradscope.diagnosis.origin import where_nonfinite
 from gradscope.diagnosis.outliers import odd_blocks, odd_layers
-from gradscope.diagnosis.parameters import disconnected, structural, zero_gradients
+from gradscope.diagnosis.parameters import disconnected, structural, unused
 from gradscope.diagnosis.rate import learning_rate, updates
+from gradscope.diagnosis.sight import rests_on, unseen
+from gradscope.diagnosis.timeline import Timeline
 from gradscope.diagnosis.trends import growth_and_decay
 from gradscope.diagnosis.units import dead_units, saturation
-from gradscope.diagnosis.verdict import Diagnosis, Evidence, Finding, Severity, Verdict, decide
+from gradscope.diagnosis.verdict import Diagnosis, decide
+from gradscope.diagnosis.zeros import zero_gradients
 from gradscope.trace.table import Trace
 
-__all__ = ["Diagnosis", "Evidence", "Finding", "Severity", "Verdict", "diagnose"]
-
-_SYMPTOMS = (
+_ONCE = (
     where_nonfinite,
-    disconnected,
+    unseen,
     membership,
     unregistered,
-    movement,
     learning_rate,
+    unused,
+    odd_blocks,
+    odd_layers,
+    structural,
+)
+"""What is judged on all recorded steps together."""
+
+_OVER_TIME = (
+    disconnected,
     dead_units,
     zero_gradients,
     growth_and_decay,
-    odd_blocks,
-    odd_layers,
     saturation,
+    movement,
     updates,
-    structural,
 )
+"""What is judged on the last stretch as well, and dated."""
 
 
 def diagnose(trace: Trace) -> Diagnosis:
@@ -39,16 +47,20 @@ def diagnose(trace: Trace) -> Diagnosis:
 
     A network is called sick only when the 95 % interval of its factor per block excludes health
     *and* the factor adds up to one that matters over the depth it has; the limits and where they
-    come from stand in `gradscope.diagnosis.limits`.
+    come from stand in `gradscope.diagnosis.limits`. It is called healthy only where outputs and
+    gradients were seen; else the verdict is ``inconclusive``, and a finding says what would settle
+    it. The last quarter of the recorded steps is judged on its own beside the whole.
 
     Args:
         trace: from `watch` or `probe`, or read from a file.
 
     Returns:
-        The verdict with its findings, worst first; each names where, the numbers and a remedy.
+        The verdict with its findings, worst first; each names where, since when, the numbers and a
+        remedy.
 
     Example:
         >>> print(gradscope.diagnose(trace))  # doctest: +SKIP
     """
     case = Case(trace)
-    return decide([finding for symptom in _SYMPTOMS for finding in symptom(case)])
+    once = [finding for symptom in _ONCE for finding in symptom(case)]
+    return decide([*once, *Timeline(case, _OVER_TIME).findings()], rests_on(case))

@@ -153,8 +153,10 @@ def weight_profile(trace: Trace, steps: slice | None = None) -> WeightProfile:
     _, weight_norms = trace.series("weight", "weight_norm")
     out = {*trace.structure.cancelled, *trace.structure.unused, *trace.structure.frozen}
     columns: dict[str, list[int]] = defaultdict(list)
+    # Without outputs nobody knows what ran when; parameters then stand in the order they were made.
+    unknown = not trace.structure.modules
     for i, tensor in enumerate(tensors):
-        if tensor.order >= 0 and len(tensor.shape) > 1 and tensor.name not in out:
+        if (unknown or tensor.order >= 0) and len(tensor.shape) > 1 and tensor.name not in out:
             columns[tensor.module].append(i)
     grads = dict(zip(columns, _mean_log10(_columns(norms[chosen], columns.values())), strict=True))
     layers = tuple(name for name, grad in grads.items() if math.isfinite(grad))

@@ -104,6 +104,9 @@ NORMAL_HALF = 2.0**-14
 """Smallest float16 number of full precision; below it each halving loses a bit, and below 2^-25
 all are lost."""
 
+LEAST_HALF = 2.0**-24
+"""Smallest positive float16 number; half of it rounds to zero."""
+
 UNDERFLOW_SHARE = 0.25
 """Share of zeros among such small gradients from which they are falling below float16."""
 
@@ -124,6 +127,16 @@ MIN_LOSSES = 20
 
 FLAT_LOSS = 0.02
 """Share of the loss by which it must have fallen over them to be falling."""
+
+
+CHANCE = 1e-3
+"""Probability below which what stayed away did not stay away by chance."""
+
+STRETCH_SHARE = 1 / 4
+"""Share of the recorded steps, the last ones, that is judged on its own beside the whole."""
+
+MIN_STRETCH = 8
+"""Recorded steps that a stretch must have; runs of fewer than two such are judged as a whole."""
 
 
 def dead_share(units: int) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradscope.diagnosis import limits
 from gradscope.diagnosis.case import Case, listed
-from gradscope.diagnosis.optimizer import group_of, stepped, table
+from gradscope.diagnosis.optimizer import lowered, rate_of, stepped, table
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 
 _SCALE_FREE = {
@@ -24,9 +24,6 @@ _PLAIN = {*_SCALE_FREE, "SGD", "ASGD", "LBFGS"}
 
 _HALF = {"float16", "bfloat16"}
 
-_LEAST_HALF = 2.0**-24
-"""Smallest positive float16 number; half of it rounds to zero."""
-
 
 def movement(case: Case) -> Iterator[Finding]:
     """What stands between the gradients and the weights."""
@@ -37,7 +34,9 @@ def movement(case: Case) -> Iterator[Finding]:
 def _accumulating(case: Case) -> Iterator[Finding]:
     """Gradients that were not empty when backward began: zero_grad() is missing."""
     carried = table(case, "carried_norm", stepped(case))
-    looks = carried[~carried.isnan().all(dim=1)][1:]  # before the first backward pass all are empty
+    looks = carried[~carried.isnan().all(dim=1)]
+    if case.earlier is None:
+        looks = looks[1:]  # before the first backward pass all are empty
     if len(looks) < limits.MIN_UPDATES - 1:
         return
     full = _share(looks > 0, ~looks.isnan()) >= 0.5
@@ -96,7 +95,7 @@ def _clipped(case: Case) -> Iterator[Finding]:
         return
     factor = typical.median().item()
     update = _typical(table(case, "update_ratio", columns))
-    small = _is_slow(case, columns, update)
+    small = _is_slow(case, columns, update * lowered(case))
     scale = max((step.loss_scale for step in case.trace.steps), default=1.0)
     scaled = scale > 1 and factor * scale < 1 / limits.CLIPPED
     if not small and not scaled:
@@ -139,6 +138,8 @@ def _lost(case: Case) -> Iterator[Finding]:
     share = share.clamp(min=0)
     if (~share.isnan()).any(dim=1).sum() < limits.MIN_UPDATES or not any(_rates(case)):
         return
+    if lowered(case) > 2:
+        return  # the end of a schedule, where all updates become small
     lost = _typical(share)
     if lost < limits.LOST_SHARE:
         return
@@ -201,12 +202,16 @@ def _standing(case: Case) -> Iterator[Finding]:
     columns = [i for i in stepped(case) if case.largest("weight_norm", i) > 0]
     if not case.structure.groups or not columns:
         return
-    ratios, norms = (table(case, name, columns) for name in ("update_ratio", "norm"))
-    measured = ~ratios.isnan() & (norms > 0)
+    ratios, grads = (table(case, name, columns) for name in ("update_ratio", "rms"))
+    measured = ~ratios.isnan() & (grads > 0)
     still = measured.sum(dim=0).ge(limits.MIN_UPDATES) & ~((ratios > 0) & measured).any(dim=0)
     moves = ratios.nanmedian(dim=0).values >= limits.UPDATE_LOST
-    if not bool(still.any()) or not bool(moves.any()):
+    if not bool(moves.any()):
         return  # where nothing moves, the rate is looked at
+    sizes = grads.nanmedian(dim=0).values  # a gradient that has vanished moves nothing either
+    still &= sizes >= 10**-limits.VANISHING * sizes[moves].median()
+    if not bool(still.any()):
+        return
     names = [
         case.trace.tensors[i].name for i, bad in zip(columns, still.tolist(), strict=True) if bad
     ]
@@ -225,67 +230,8 @@ def _standing(case: Case) -> Iterator[Finding]:
     )
 
 
-def broken_by_step(case: Case) -> Finding | None:
-    """A step of the optimizer that made NaN or Inf of finite gradients and finite weights."""
-    columns = stepped(case)
-    names = ("norm", "weight_norm", "update_ratio", "nonfinite_fraction", "unchanged_fraction")
-    norm, weight, update, share, unchanged = (table(case, name, columns) for name in names)
-    sound = norm.isfinite() & (share == 0) & weight.isfinite() & (weight > 0)
-    # An update that is NaN may as well be one that was not measured.
-    measured = ~unchanged.isnan() | update.isinf() | update.isfinite().any(dim=0)
-    made = sound & measured & ~update.isfinite()
-    first = case.trace.first_nonfinite()
-    bad = made.any(dim=1).nonzero().flatten().tolist()
-    if first is None or not bad or case.trace.steps[bad[0]].step > first.step:
-        return None
-    row = bad[0]
-    broken = [i for i, hit in zip(columns, made[row].tolist(), strict=True) if hit]
-    narrow = _eps_is_zero(case, broken)
-    return Finding(
-        "non-finite",
-        Severity.ERROR,
-        listed([case.trace.tensors[i].name for i in broken]),
-        "The optimizer makes NaN or Inf: before this step weights and gradients were finite, "
-        "after it these weights are not."
-        + (
-            " Its eps is zero in float16, the type of these weights, so that it divides by zero."
-            if narrow
-            else ""
-        ),
-        {
-            "step": Evidence(case.trace.steps[row].step, ""),
-            "parameters": Evidence(len(broken), "made non-finite by the step"),
-        },
-        "Keep the weights in float32 and compute in half precision under torch.autocast, or in "
-        "bfloat16; or set eps to 1e-4 or more."
-        if narrow
-        else "Lower the learning rate, and look at the eps of the optimizer: the step itself "
-        "overflows.",
-        Verdict.NON_FINITE,
-    )
-
-
-def rate_of(case: Case, name: str) -> float:
-    """The largest learning rate that a parameter was ever stepped with; 1 where it is not known."""
-    for i, group in enumerate(case.structure.groups):
-        if name in group.parameters:
-            series = case.trace.logged.get(f"lr/{i}", ())
-            return max((rate for _, rate in series), default=group.settings.get("lr", 1.0))
-    return 1.0
-
-
 def _rates(case: Case) -> list[float]:
     return [rate_of(case, case.trace.tensors[i].name) for i in stepped(case)]
-
-
-def _eps_is_zero(case: Case, columns: list[int]) -> bool:
-    for i in columns:
-        tensor = case.trace.tensors[i]
-        group = group_of(case, tensor.name)
-        eps = group.settings.get("eps", math.inf) if group else math.inf
-        if tensor.dtype == "float16" and eps <= _LEAST_HALF / 2:
-            return True
-    return False
 
 
 def _is_slow(case: Case, columns: list[int], update: float) -> bool:

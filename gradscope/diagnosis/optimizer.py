@@ -13,12 +13,6 @@ from gradscope.trace.structure import ParameterGroup
 from gradscope.trace.vocabulary import STATISTICS
 
 
-def held(case: Case) -> frozenset[str] | None:
-    """Names of the parameters that the optimizers hold; None where no optimizer is known."""
-    groups = case.structure.groups
-    return frozenset(name for group in groups for name in group.parameters) if groups else None
-
-
 def group_of(case: Case, name: str) -> ParameterGroup | None:
     """The group of an optimizer that holds a parameter."""
     return next((group for group in case.structure.groups if name in group.parameters), None)
@@ -26,8 +20,8 @@ def group_of(case: Case, name: str) -> ParameterGroup | None:
 
 def stepped(case: Case) -> list[int]:
     """Columns of the parameters that the optimizers hold; of all where no optimizer is known."""
-    names = held(case)
-    return [i for i, tensor in case.columns("weight") if names is None or tensor.name in names]
+    known = bool(case.structure.groups)
+    return [i for i, t in case.columns("weight") if not known or t.name in case.held]
 
 
 def table(case: Case, statistic: str, columns: list[int]) -> Tensor:
@@ -35,14 +29,53 @@ def table(case: Case, statistic: str, columns: list[int]) -> Tensor:
     return case.trace.values[:, columns, list(STATISTICS).index(statistic)]
 
 
+def rates(case: Case, *, from_start: bool = False) -> list[tuple[int, float]]:
+    """Step and the largest learning rate of all groups at it; empty where it is not known.
+
+    Args:
+        case: a run or a stretch of one.
+        from_start: give those of the steps before the stretch too.
+    """
+    earlier = case.earlier.steps if from_start and case.earlier is not None else ()
+    steps = {step.step for step in (*earlier, *case.trace.steps)}
+    found: dict[int, float] = {}
+    for name, series in case.trace.logged.items():
+        if name.startswith("lr/"):
+            for step, rate in series:
+                if step in steps:
+                    found[step] = max(rate, found.get(step, 0.0))
+    return sorted(found.items())
+
+
+def rate_of(case: Case, name: str) -> float:
+    """The largest learning rate that a parameter was stepped with; 1 where it is not known."""
+    steps = {step.step for step in case.trace.steps}
+    for i, group in enumerate(case.structure.groups):
+        if name in group.parameters:
+            series = case.trace.logged.get(f"lr/{i}", ())
+            return max((rate for step, rate in series if step in steps), default=1.0)
+    return 1.0
+
+
+def lowered(case: Case) -> float:
+    """Factor by which a schedule lowered the learning rate before this stretch of a run; 1 or more.
+
+    What is small because the rate was lowered is the schedule's doing.
+    """
+    now = max((rate for _, rate in rates(case)), default=0.0)
+    if case.earlier is None or not now:
+        return 1.0
+    before = [rate for name, s in case.trace.logged.items() if name[:3] == "lr/" for _, rate in s]
+    return max(before) / now
+
+
 def membership(case: Case) -> Iterator[Finding]:
     """Gradients of parameters that no optimizer holds and that nothing else moves."""
-    names = held(case)
-    if names is None:
+    if not case.structure.groups:
         return
     left, standing = [], True
     for i, tensor in case.columns("weight"):
-        if tensor.name not in names and case.largest("norm", i) > 0:
+        if tensor.name not in case.held and case.largest("norm", i) > 0:
             moved = _moved(case, i)
             if moved is not True:  # another optimizer, or a copy that it is copied from, has it
                 left.append(tensor.name)
@@ -60,14 +93,14 @@ def membership(case: Case) -> Iterator[Finding]:
         Severity.ERROR if certain else Severity.WARNING,
         listed(left),
         "These parameters get a gradient and are not in the optimizer, so that no step moves them."
-        if names
+        if case.held
         else "The optimizer holds none of the parameters of this network: it steps others, and "
         "what is recorded here never moves.",
         evidence,
         "Build the optimizer from the parameters of the whole network, after its layers have their "
         "final form, or add these with optimizer.add_param_group(); if they are meant to stay as "
         "they are, set requires_grad_(False).",
-        None if not certain else Verdict.STALLED if names else Verdict.INCONCLUSIVE,
+        None if not certain else Verdict.STALLED if case.held else Verdict.INCONCLUSIVE,
     )
 
 
@@ -76,7 +109,7 @@ def unregistered(case: Case) -> Iterator[Finding]:
     strangers = list(case.structure.strangers)
     if not strangers:
         return
-    known = held(case) is not None
+    known = bool(case.structure.groups)
     yield Finding(
         "unregistered",
         Severity.ERROR if known else Severity.WARNING,
@@ -89,7 +122,7 @@ def unregistered(case: Case) -> Iterator[Finding]:
         "Keep layers in nn.ModuleList or nn.ModuleDict instead of a Python list or dict, and "
         "tensors in nn.Parameter, so that the model registers them; run networks that are meant to "
         "stay apart under torch.no_grad().",
-        Verdict.INCONCLUSIVE if known else None,
+        Verdict.INCONCLUSIVE,
     )
 
 

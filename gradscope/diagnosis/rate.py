@@ -10,8 +10,8 @@ import torch
 
 from gradscope.diagnosis import advice, limits
 from gradscope.diagnosis.case import Case
-from gradscope.diagnosis.movement import movement, rate_of
-from gradscope.diagnosis.optimizer import table
+from gradscope.diagnosis.movement import movement
+from gradscope.diagnosis.optimizer import lowered, rate_of, rates, table
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 
 _SMALL_BECAUSE = {"zeroed-before-step", "clipped", "updates-lost", "underflow"}
@@ -43,10 +43,9 @@ def learning_rate(case: Case) -> Iterator[Finding]:
         "updates-fade",
         Severity.ERROR,
         "optimizer",
-        f"The learning rate fell from {highest:.3g} to {values[-1]:.3g}: since step {steps[low]} "
-        "the weights hardly move.",
+        f"The learning rate fell from {highest:.3g} to {values[-1]:.3g}: the weights "
+        "hardly move any more.",
         {
-            "since": Evidence(steps[low], "the step"),
             "share": Evidence((len(values) - low) / len(values), "of the recorded steps"),
             "learning rate": Evidence(values[-1], "at the end"),
             "highest": Evidence(highest, ""),
@@ -55,6 +54,7 @@ def learning_rate(case: Case) -> Iterator[Finding]:
         "numbers are epochs, give it the number of steps that the run has, and give a schedule "
         "that follows a metric the metric it expects.",
         Verdict.STALLED,
+        since=steps[low],
     )
 
 
@@ -69,7 +69,10 @@ def updates(case: Case) -> Iterator[Finding]:
     ]
     if not columns:
         return
-    typical = table(case, "update_ratio", columns).nanmedian(dim=1).values  # over layers, per step
+    ratios, grads = (table(case, name, columns) for name in ("update_ratio", "norm"))
+    # Without a gradient no step is expected: that is for others to tell.
+    ratios = torch.where((grads == 0) & (ratios == 0), torch.nan, ratios)
+    typical = ratios.nanmedian(dim=1).values  # over layers, per step
     typical = typical[torch.isfinite(typical)]
     if len(typical) < limits.MIN_UPDATES:
         return
@@ -86,15 +89,6 @@ def updates(case: Case) -> Iterator[Finding]:
         yield from _too_large(case, columns, highest, middle, evidence)
     if not causes & _SMALL_BECAUSE and not any("rate" in c or "fade" in c for c in causes):
         yield from _too_small(case, typical.tolist(), evidence, flat=stuck is not None)
-
-
-def rates(case: Case) -> list[tuple[int, float]]:
-    """Step and the largest learning rate of all groups at it; empty where it is not known."""
-    found: dict[int, float] = {}
-    for i in range(len(case.structure.groups)):
-        for step, rate in case.trace.logged.get(f"lr/{i}", ()):
-            found[step] = max(rate, found.get(step, 0.0))
-    return sorted(found.items())
 
 
 def _low_since(values: Sequence[float], highest: float) -> int | None:
@@ -136,8 +130,8 @@ def _too_large(
 def _too_small(
     case: Case, typical: list[float], evidence: dict[str, Evidence], *, flat: bool
 ) -> Iterator[Finding]:
-    # Momentum adds up over the first steps: what it will make of the steps is what counts.
-    highest = max(typical) * _momentum_to_come(case, len(typical))
+    # Momentum adds up over the first steps: what it will make of them is what counts.
+    highest = max(typical) * _momentum_to_come(case) * lowered(case)
     middle = statistics.median(typical)
     if highest >= (limits.UPDATE_CREEPING if flat else limits.UPDATE_SMALL):
         return
@@ -159,17 +153,18 @@ def _too_small(
 
 def _warms_up(case: Case, typical: list[float]) -> bool:
     """Whether the learning rate is still being raised; without it, whether the updates grow."""
-    series = [rate for _, rate in rates(case)]
+    series = [rate for _, rate in rates(case, from_start=True)]
     if not series:
         return typical[-1] >= limits.WARM_UP * typical[0]
     return series[-1] >= limits.WARM_UP * series[0] and series[-1] == max(series)
 
 
-def _momentum_to_come(case: Case, steps: int) -> float:
+def _momentum_to_come(case: Case) -> float:
     """Factor by which momentum can still raise the updates: 1 / (1 - momentum^steps)."""
     momentum = max(
         (group.settings.get("momentum", 0.0) for group in case.structure.groups), default=0.0
     )
+    steps = case.trace.steps[-1].step + 1
     return 1 / (1 - momentum**steps) if 0 < momentum < 1 else 1.0
 
 
@@ -179,6 +174,8 @@ def _is_stuck(case: Case) -> float | None:
     Compared are the means of the first and of the last third; what their scatter explains is no
     fall.
     """
+    if case.earlier is not None:
+        return None  # a network that has learned what it can is not stuck
     losses = [step.loss for step in case.trace.steps if step.loss is not None]
     losses = [loss for loss in losses if math.isfinite(loss)]
     if len(losses) < limits.MIN_LOSSES or not losses[0]:

@@ -248,17 +248,6 @@ def _over_time(case: Case, module: str, loop: GradientFlow) -> Iterator[Finding]
 def _weights_only(case: Case) -> Iterator[Finding]:
     """Without activations only the weights speak, and they cannot show a masked decay."""
     profile = case.weights
-    if not profile.layers:
-        if not case.trace.steps:
-            yield Finding(
-                "nothing-recorded",
-                Severity.WARNING,
-                "trace",
-                "No step was recorded.",
-                remedy="Run at least one forward and backward pass inside watch().",
-                verdict=Verdict.INCONCLUSIVE,
-            )
-        return
     steps = [a - b for a, b in itertools.pairwise(profile.log10_grad)]
     decay = longest(steps, -1)
     if decay.matters(limits.VANISHING) and decay.is_certain:
@@ -270,15 +259,4 @@ def _weights_only(case: Case) -> Iterator[Finding]:
             _numbers(decay, -1, "layer"),
             advice.vanishing(case),
             Verdict.VANISHING,
-        )
-    elif len(steps) * abs(math.log10(math.sqrt(1 / 6))) >= limits.VANISHING:
-        yield Finding(
-            "no-activations",
-            Severity.WARNING,
-            "trace",
-            "Only the gradients of weights were recorded; in a network of this depth they can "
-            "look level while the gradient vanishes.",
-            {"layers": Evidence(len(profile.layers), "")},
-            "Record with activations=True, and watch the uncompiled model.",
-            Verdict.INCONCLUSIVE,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -62,6 +63,8 @@ class Finding:
     """What would mend this network; empty where nothing needs mending."""
     verdict: Verdict | None = None
     """The verdict it speaks for, None for what leaves the verdict alone."""
+    since: int | None = None
+    """The recorded step from which on it holds; None where time does not matter."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types; non-finite numbers become None."""
@@ -69,6 +72,7 @@ class Finding:
             "kind": self.kind,
             "severity": self.severity.value,
             "where": self.where,
+            "since": self.since,
             "message": self.message,
             "evidence": {
                 name: {"value": e.value if math.isfinite(e.value) else None, "unit": e.unit}
@@ -92,6 +96,36 @@ _PRIORITY = (
 """Which verdict stands when findings speak for several: what hides the others comes first."""
 
 
+@dataclass(frozen=True, slots=True)
+class RestsOn:
+    """What a diagnosis looked at, and what it could not see."""
+
+    steps: int = 0
+    """How many recorded steps."""
+    first: int = 0
+    last: int = 0
+    """The first and the last of them."""
+    gradients: int = 0
+    """Parameters whose gradient was seen."""
+    outputs: int = 0
+    """Outputs of modules whose gradient was seen."""
+    unseen: tuple[str, ...] = ()
+    """What could not be seen, one line each."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON types."""
+        return {**dataclasses.asdict(self), "unseen": list(self.unseen)}
+
+    def __str__(self) -> str:
+        if not self.steps:
+            return "rests on nothing: no step was recorded"
+        span = f"step {self.first}" if self.steps == 1 else f"steps {self.first} to {self.last}"
+        recorded = f"{self.steps} recorded, " if self.steps > 1 else ""
+        seen = f"gradients of {self.gradients} parameters and at {self.outputs} outputs"
+        unseen = f"; not seen: {'; '.join(self.unseen)}" if self.unseen else ""
+        return f"rests on {span} ({recorded}{seen}){unseen}"
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """The verdict on a network with everything that was found.
@@ -105,6 +139,8 @@ class Diagnosis:
     verdict: Verdict
     findings: tuple[Finding, ...] = ()
     """Worst first."""
+    rests_on: RestsOn = RestsOn()
+    """What was looked at."""
 
     @property
     def is_healthy(self) -> bool:
@@ -116,12 +152,14 @@ class Diagnosis:
         return {
             "verdict": self.verdict.value,
             "findings": [finding.to_dict() for finding in self.findings],
+            "rests_on": self.rests_on.to_dict(),
         }
 
     def __str__(self) -> str:
-        lines = [f"verdict: {self.verdict.value}"]
+        lines = [f"verdict: {self.verdict.value}", str(self.rests_on)]
         for finding in self.findings:
-            lines.append(f"[{finding.severity.value}] {finding.kind}: {finding.where}")
+            since = "" if finding.since is None else f", since step {finding.since}"
+            lines.append(f"[{finding.severity.value}] {finding.kind}: {finding.where}{since}")
             lines.append(f"    {finding.message}")
             if finding.evidence:
                 numbers = (f"{name} {e}" for name, e in finding.evidence.items())
@@ -139,24 +177,28 @@ class Diagnosis:
         if self.verdict is Verdict.INCONCLUSIVE:
             style = "bold yellow"
         head = Text.assemble("verdict: ", (self.verdict.value, style))
+        basis = Text(str(self.rests_on), style="dim")
         table = Table(box=None, padding=(0, 2, 1, 0), show_header=bool(self.findings))
         for title in ("finding", "where", "evidence", "meaning and remedy"):
             table.add_column(title, overflow="fold", vertical="top")
         for finding in self.findings:
             numbers = "\n".join(f"{name} {e}" for name, e in finding.evidence.items())
+            if finding.since is not None:
+                numbers = f"since step {finding.since}\n{numbers}".rstrip()
             meaning = Text(finding.message)
             if finding.remedy:
                 meaning.append(f"\n{finding.remedy}", style="italic")
             kind = Text(finding.kind, style=_STYLE[finding.severity.value])
             table.add_row(kind, Text(finding.where), Text(numbers), meaning)
-        return Group(head, table) if self.findings else head
+        return Group(head, basis, table) if self.findings else Group(head, basis)
 
 
-def decide(findings: Iterable[Finding]) -> Diagnosis:
+def decide(findings: Iterable[Finding], rests_on: RestsOn) -> Diagnosis:
     """The verdict that the findings add up to.
 
     Args:
         findings: in any order.
+        rests_on: what was looked at.
 
     Returns:
         The diagnosis, its findings sorted by severity and by what they speak for.
@@ -172,4 +214,4 @@ def decide(findings: Iterable[Finding]) -> Diagnosis:
     )
     spoken = {finding.verdict for finding in ordered}
     verdict = next((v for v in _PRIORITY if v in spoken), Verdict.HEALTHY)
-    return Diagnosis(verdict, tuple(ordered))
+    return Diagnosis(verdict, tuple(ordered), rests_on)

@@ -73,7 +73,7 @@ class ParameterReader:
         if optimizer is not None and self._carried.thorough:
             self._carried.consumed(_stepped_by(optimizer))
 
-    def remember_weights(self, optimizer: Optimizer) -> None:
+    def remember_weights(self, optimizer: Optimizer | None) -> None:
         """Before the step: norms of the weights, and a sample of each to compare with after it."""
         others = self._of_others(optimizer)
         self._remembered = with_gradient(self._parameters, others)

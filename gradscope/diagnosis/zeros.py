@@ -1,0 +1,133 @@
+"""Findings on gradients that arrive and are exactly zero, and on weights that start at zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from gradscope.diagnosis import advice
+from gradscope.diagnosis.case import Case, listed
+from gradscope.diagnosis.movement import underflowing
+from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
+
+
+class _Zeros(NamedTuple):
+    """Parameters by what is zero of them, as (order, name)."""
+
+    gradients: list[tuple[int, str]]
+    """Weights whose gradient is exactly zero in every step."""
+    alive: int
+    """How many weights have another gradient."""
+    open: list[tuple[int, str]]
+    """Weights and scales that started at zero and get a gradient: they move, and open."""
+    stuck: list[tuple[int, str]]
+    """Those that were zero in every step and get none."""
+    known: bool
+    """Whether the norms of weights were recorded at all."""
+
+
+def zero_gradients(case: Case) -> Iterator[Finding]:
+    """Gradients that arrive and are exactly zero, where nothing else explains it."""
+    zeros = _read(case)
+    if not zeros.gradients or any(underflowing(case)):
+        return
+    names = [name for _, name in zeros.gradients]
+    first = min(zeros.gradients)[0]
+    gates = [name for order, name in zeros.open if order >= first]
+    evidence = {"parameters": Evidence(len(names), "with a gradient of exactly zero")}
+    if zeros.stuck and not _may_open(case, zeros):
+        yield Finding(
+            "zero-initialised",
+            Severity.ERROR,
+            listed([name for _, name in zeros.stuck]),
+            "These weights start at zero and stand behind each other: the gradient of each is "
+            "proportional to another that is zero, so that none of them ever moves.",
+            evidence,
+            advice.zero_factors(),
+            Verdict.DEAD,
+        )
+    elif gates:
+        yield Finding(
+            "zero-initialised",
+            Severity.INFO,
+            listed(gates),
+            f"These weights start at zero, so that nothing reaches {listed(names)} in the first "
+            "step; it opens once they have moved.",
+            evidence,
+            "" if len(case.trace.steps) > 1 else "Record a few steps to see the flow below them.",
+        )
+    elif not zeros.known and len(case.trace.steps) == 1:
+        yield Finding(
+            "zero-gradient",
+            Severity.WARNING,
+            listed(names),
+            "The gradient is exactly zero in the one recorded step; whether a weight that starts "
+            "at zero explains it was not recorded.",
+            evidence,
+            "Record a few steps, or with norms_only=False.",
+            Verdict.INCONCLUSIVE,
+        )
+    elif 4 * len(names) >= len(names) + zeros.alive and not _underflow(case):
+        yield Finding(
+            "zero-gradient",
+            Severity.ERROR,
+            listed(names),
+            "The gradient arrives and is exactly zero in every recorded step.",
+            evidence,
+            advice.dead(case),
+            Verdict.DEAD,
+        )
+    else:
+        yield Finding(
+            "zero-gradient",
+            Severity.WARNING,
+            listed(names),
+            "The gradient of these weights is exactly zero in every recorded step.",
+            evidence,
+        )
+
+
+def _read(case: Case) -> _Zeros:
+    zeros = _Zeros([], 0, [], [], known=False)
+    alive, known = 0, False
+    for i, tensor in case.columns("weight"):
+        # As backward made them: what was zeroed later did arrive.
+        grads = torch.fmax(case.values("norm", i), case.values("unclipped_norm", i))
+        norms = case.values("weight_norm", i)
+        norms = norms[~norms.isnan()]
+        known |= bool(len(norms))
+        silent = bool(len(grads)) and bool((grads == 0).all())
+        at = (tensor.order, tensor.name)
+        if len(tensor.shape) > 1 and len(grads) and tensor.name not in case.structure.cancelled:
+            zeros.gradients.extend([at] if silent else [])
+            alive += not silent
+        if "bias" not in tensor.parameter and len(norms) and norms[0].item() == 0:
+            if not silent:
+                zeros.open.append(at)
+            elif bool((norms == 0).all()):
+                zeros.stuck.append(at)
+    return zeros._replace(alive=alive, known=known)
+
+
+def _may_open(case: Case, zeros: _Zeros) -> bool:
+    """Whether weights that are stuck may still move, once one after them that is open has.
+
+    Where the open ones have moved in the recorded steps and those are still stuck, they do not.
+    """
+    first = min(zeros.stuck)[0]
+    after = [name for order, name in zeros.open if order >= first]
+    if not after:
+        return False
+    moved = False
+    for i, tensor in case.columns("weight"):
+        norms = case.values("weight_norm", i)
+        moved |= tensor.name in after and len(norms) > 2 and norms[-1].item() > 0
+    return not moved
+
+
+def _underflow(case: Case) -> bool:
+    """Whether a steep decay explains zeros: the gradient fell below what float32 can hold."""
+    flows = [case.flow, *case.loops.values()]
+    return any(flow.log10_grad and min(flow.log10_grad) < -15 for flow in flows)

@@ -1,0 +1,73 @@
+"""Never healthy for want of looking: what was not recorded is not well."""
+
+import pytest
+import torch
+from torch import nn
+
+import gradscope
+
+
+def train(model, steps=12, *, optimise=True, **options):
+    """The diagnosis of a short training of a network on random vectors."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    x = torch.randn(32, 16)
+    with gradscope.watch(model, optimizer, every=1, **options) as scope:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            if optimise:
+                optimizer.step()
+    return gradscope.diagnose(scope.trace())
+
+
+def sound():
+    """A network that trains."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def vanishing():
+    """Twenty sigmoids in a row."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(20) for layer in (nn.Linear(16, 16), nn.Sigmoid())]
+    return nn.Sequential(*layers, nn.Linear(16, 4))
+
+
+def test_what_was_seen_is_said_of_a_healthy_network_too():
+    """Steps, tensors and nothing unseen, in the object, the JSON and the text."""
+    diagnosis = train(sound())
+    assert diagnosis.is_healthy
+    rests = diagnosis.to_dict()["rests_on"]
+    assert (rests["steps"], rests["first"], rests["last"]) == (12, 0, 11)
+    assert rests["gradients"] == 4
+    assert rests["outputs"] == 3
+    assert rests["unseen"] == []
+    assert "steps 0 to 11" in str(diagnosis)
+
+
+def test_without_outputs_no_network_is_called_healthy():
+    """activations=False: level gradients of weights prove nothing, a decay of them shows."""
+    diagnosis = train(sound(), activations=False)
+    assert diagnosis.verdict == "inconclusive"
+    assert "activations=True" in diagnosis.findings[0].remedy
+    assert train(vanishing(), activations=False).verdict == "vanishing"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_compiled_network_is_not_called_healthy():
+    """Its outputs cannot be seen; the reason is said."""
+    model = sound()
+    compiled = torch.compile(model, backend="eager")
+    diagnosis = train(compiled)
+    assert diagnosis.verdict == "inconclusive"
+    assert "compiled" in str(diagnosis)
+    assert train(torch.compile(vanishing(), backend="eager")).verdict == "vanishing"
+
+
+@pytest.mark.filterwarnings("ignore:gradscope:UserWarning")
+def test_no_step_is_no_health():
+    """Backward without a step of the optimizer, and no backward at all."""
+    for diagnosis in (train(sound(), optimise=False), train(sound(), steps=0)):
+        assert diagnosis.verdict == "inconclusive"
+        assert "step" in diagnosis.findings[0].remedy
+        assert "nothing" in str(diagnosis)
