@@ -95,7 +95,7 @@ def _low_since(values: Sequence[float], highest: float) -> int | None:
     """Index from which on the rate stays at nothing, if that is too long for the end of a run."""
     for share, least in ((limits.RATE_FALLEN, 0.25), (limits.RATE_GONE, 0.1)):
         low = len(values)
-        while low and values[low - 1] <= share * highest:
+        while low and values[low - 1] <= share * highest * (1 + 1e-6):  # a product of tenths
             low -= 1
         n = len(values) - low
         if n >= limits.MIN_UPDATES and n >= least * len(values):
