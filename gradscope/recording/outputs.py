@@ -79,6 +79,7 @@ class ForwardReader:
         meters: Meters,
         *,
         norms_only: bool,
+        before_backward: Callable[[], None],
         after_backward: Callable[[], None],
         on_another_pass: Callable[[], None],
     ) -> None:
@@ -94,6 +95,7 @@ class ForwardReader:
         self._buffer = buffer
         self._meters = meters
         self._norms_only = norms_only
+        self._before_backward = before_backward
         self._after_backward = after_backward
         self._on_another_pass = on_another_pass
         self._seen: dict[int, tuple[weakref.ref[Tensor], int, str, int]] = {}
@@ -283,7 +285,10 @@ class ForwardReader:
             if type(module) in BOUNDS:
                 also.append(self._saturation_reader(column, *BOUNDS[type(module)]))
         reader = meter.output_reader(column, norm_only=self._norms_only)
-        return _Output(column, tensor.device, reader, tuple(also), meter.gradient_reader(gradient))
+        # Half precision alone is narrow enough for gradients to underflow: there zeros are counted.
+        narrow = tensor.dtype is torch.float16 and not self._norms_only
+        read_gradient = meter.gradient_reader(gradient, whole=narrow)
+        return _Output(column, tensor.device, reader, tuple(also), read_gradient)
 
     def _saturation_reader(self, column: int, low: float, high: float) -> Reader:
         buffer = self._buffer
@@ -330,6 +335,7 @@ class ForwardReader:
             self._sinks.append(self._roots[index])
         if not self._queued:
             self._queued = True
+            self._before_backward()
             # A callback queued from a callback runs after those of DDP and FSDP, which finish
             # the gradients in callbacks of their own.
             queue = torch.autograd.Variable._execution_engine.queue_callback  # as DDP does

@@ -7,6 +7,7 @@ stay untouched: they pickle, copy and save as if nobody watched.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -24,11 +25,13 @@ from torch.utils.hooks import RemovableHandle
 from gradscope.errors import GradscopeWarning, RecorderError
 from gradscope.recording.assemble import complete, git_revision, ordered
 from gradscope.recording.buffer import StatisticsBuffer, finish, histograms
+from gradscope.recording.groups import Groups
 from gradscope.recording.loss_scale import LossScale
 from gradscope.recording.meters import Meters
 from gradscope.recording.optimizers import Arguments, StepHooks, before_it_is_used, innermost
 from gradscope.recording.outputs import ForwardReader
 from gradscope.recording.parameters import ParameterReader
+from gradscope.recording.strangers import Strangers
 from gradscope.trace.table import RecordedStep, Trace
 
 DEFAULT_EVERY = 50
@@ -130,11 +133,14 @@ class Scope:
         self._scaler = LossScale(scaler, buffer)
         self._meters = Meters(buffer)
         self._parameters = ParameterReader(model, optimizers, buffer, self._meters)
+        self._groups = Groups(model, optimizers)
+        self._strangers = Strangers(model)
         self._forward = ForwardReader(
             model,
             buffer,
             self._meters,
             norms_only=norms_only,
+            before_backward=self._before_backward,
             after_backward=self._after_backward,
             on_another_pass=self._on_another_pass,
         )
@@ -228,6 +234,8 @@ class Scope:
 
             self._hooks.append(register_module_forward_pre_hook(lend))
         if self._step == 0:
+            strangers = register_module_forward_hook(self._strangers.hook, with_kwargs=True)
+            self._hooks.append(strangers)
             first_call = weakref.WeakMethod(self._first_call)
 
             def before(module: nn.Module, args: Any) -> None:
@@ -265,6 +273,10 @@ class Scope:
         if self._scaler.updated():  # a GradScaler went on without calling optimizer.step()
             self._end_step(skipped=True)
 
+    def _before_backward(self) -> None:
+        if self._recording:
+            self._parameters.before_backward()
+
     def _after_backward(self) -> None:
         if not self._recording:
             return
@@ -282,6 +294,7 @@ class Scope:
         self._begun.add(id(optimizer))
         if not self._recording:
             return None
+        self._groups.note(self._step, optimizer)
         scale = self._scaler.left_to(optimizer)
         self._measured = False
 
@@ -328,7 +341,12 @@ class Scope:
         rows = self._buffer.rows()
         columns = self._buffer.columns
         values, present = finish(rows, columns)
-        structure = complete(self._forward.structure, self._model, self._parameters.ever())
+        structure = dataclasses.replace(
+            complete(self._forward.structure, self._model, self._parameters.ever()),
+            groups=self._groups.describe(),
+            strangers=self._strangers.named(self._groups.held()),
+        )
+        self._groups.forget_all_but([row.step for row in rows])
         return Trace(
             tensors=ordered(columns, structure),
             steps=tuple(row.step for row in rows),
@@ -336,6 +354,7 @@ class Scope:
             present=present,
             structure=structure,
             histograms=histograms(rows, len(columns)),
+            logged=self._groups.logged(),
             metadata={
                 "torch": torch.__version__,
                 "git": git_revision(),
