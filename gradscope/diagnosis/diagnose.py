@@ -3,6 +3,16 @@
 from __future__ import annotations
 
 from gradscope.diagnosis.case import Case
+from gradscope.diagnosis.folding import folded
+from gradscope.diagnosis.graph import (
+    dropout,
+    no_activation,
+    one_element,
+    softmax_over_batch,
+    unscaled_attention,
+)
+from gradscope.diagnosis.inputs import constant_input, input_scale
+from gradscope.diagnosis.loss import loss_fit, not_learning, target_range
 from gradscope.diagnosis.numbers import updates
 from gradscope.diagnosis.origin import where_nonfinite
 from gradscope.diagnosis.outliers import odd_blocks, odd_layers
@@ -11,11 +21,31 @@ from gradscope.diagnosis.sight import rests_on, unseen
 from gradscope.diagnosis.timeline import Timeline
 from gradscope.diagnosis.trends import growth_and_decay
 from gradscope.diagnosis.units import dead_units, saturation
+from gradscope.diagnosis.variation import collapse, units_alike
 from gradscope.diagnosis.verdict import Diagnosis, decide
 from gradscope.diagnosis.zeros import zero_gradients
 from gradscope.trace.table import Trace
 
-_ONCE = (where_nonfinite, unseen, unused, odd_blocks, odd_layers, structural)
+_ONCE = (
+    where_nonfinite,
+    unseen,
+    unused,
+    odd_blocks,
+    odd_layers,
+    structural,
+    loss_fit,
+    target_range,
+    not_learning,
+    input_scale,
+    constant_input,
+    one_element,
+    softmax_over_batch,
+    unscaled_attention,
+    dropout,
+    no_activation,
+    units_alike,
+    collapse,
+)
 """What is judged on all recorded steps together."""
 
 _OVER_TIME = (
@@ -50,4 +80,4 @@ def diagnose(trace: Trace) -> Diagnosis:
     """
     case = Case(trace)
     once = [finding for symptom in _ONCE for finding in symptom(case)]
-    return decide([*once, *Timeline(case, _OVER_TIME).findings()], rests_on(case))
+    return decide(folded([*once, *Timeline(case, _OVER_TIME).findings()]), rests_on(case))

@@ -46,23 +46,28 @@ def dead_units(case: Case) -> Iterator[Finding]:
 def saturation(case: Case) -> Iterator[Finding]:
     """Layers of which most outputs lie at a bound of their activation."""
     hit = []
+    lasting = False
     for i, tensor in case.columns("activation"):
         # A zero at the lower bound of ReLU6 is no saturation but a unit that is off.
         share = case.values("saturated_fraction", i) - case.values("zero_fraction", i)
         share = share[~share.isnan()]
         if len(share) and share.mean().item() >= limits.SATURATED_SHARE:
             hit.append((tensor.name, share.mean().item()))
+            whole = case.earlier is None and len(share) >= limits.SATURATED_STEPS
+            lasting |= whole and share.min().item() >= limits.SATURATED_SHARE
     if hit:
         yield Finding(
             "saturation",
-            Severity.WARNING,
+            Severity.ERROR if lasting else Severity.WARNING,
             listed([name for name, _ in hit]),
-            "Most outputs of these activations lie at a bound, where the derivative is zero.",
+            "Most outputs of these activations lie at a bound, where the derivative is zero"
+            + (", in every recorded step from the first on." if lasting else "."),
             {
                 "saturated": Evidence(max(share for _, share in hit), "share of outputs, worst"),
                 "layers": Evidence(len(hit), ""),
             },
             advice.saturation(case),
+            Verdict.VANISHING if lasting else None,
         )
 
 

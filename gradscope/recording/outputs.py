@@ -17,8 +17,10 @@ from gradscope.nested import tensors_in
 from gradscope.recording import reductions
 from gradscope.recording.buffer import UNSEEN, StatisticsBuffer
 from gradscope.recording.kernels import Reader, forward_hook
+from gradscope.recording.loss_side import LossReader
 from gradscope.recording.meters import Meters
 from gradscope.recording.network import Call, read_structure
+from gradscope.recording.variation import Variation
 from gradscope.trace.structure import Structure
 from gradscope.trace.table import TIME, RecordedTensor
 from gradscope.trace.vocabulary import Kind
@@ -83,6 +85,7 @@ class ForwardReader:
         model: nn.Module,
         buffer: StatisticsBuffer,
         meters: Meters,
+        loss: LossReader,
         *,
         norms_only: bool,
         after_backward: Callable[[], None],
@@ -99,6 +102,8 @@ class ForwardReader:
         self._modules = {id(m): _Module(name) for name, m in model.named_modules()}
         self._buffer = buffer
         self._meters = meters
+        self._loss = loss
+        self._variation = Variation(buffer)
         self._norms_only = norms_only
         self._after_backward = after_backward
         self._on_another_pass = on_another_pass
@@ -126,6 +131,7 @@ class ForwardReader:
         self._queued = False
         for known in self._modules.values():
             known.calls = known.recomputed = 0
+        self._variation.begin()
         self._seen.clear()
         self._forget_graph()
         self.hook.active = self.structure is not None
@@ -268,6 +274,7 @@ class ForwardReader:
         meter = self._meters.of(tensor.device)
         also = []
         if not self._norms_only:
+            also.append(self._variation.reader(column))
             if tensor.dim() > 1 and type(module).__module__ == "torch.nn.modules.activation":
                 dim = 2 if tensor.dim() == 3 else 1  # (batch, time, features), else channels
                 also.append(meter.units_reader(column, dim))
@@ -310,6 +317,10 @@ class ForwardReader:
             return
         self._finished = True
         self.hook.active = False
+        self._loss.outputs(roots)
+        model = self._model()
+        if self.structure is None and model is not None and not self._norms_only:
+            self._variation.of_weights(model)
         for root in roots:
             if self.structure is None:
                 self._roots.append(root.grad_fn)  # a hook that held it would keep the graph alive
@@ -317,11 +328,11 @@ class ForwardReader:
             root.register_hook(take)  # type: ignore[no-untyped-call]  # torch's stub
 
     def _root_gradient(self, index: int, grad: Tensor) -> None:
-        del grad
         if self._roots:
             self._sinks.append(self._roots[index])
         if not self._queued:
             self._queued = True
+            self._loss.gradient(grad, self._roots, lambda: (call.node for call in self._calls))
             # A callback queued from a callback runs after those of DDP and FSDP, which finish
             # the gradients in callbacks of their own.
             queue = torch.autograd.Variable._execution_engine.queue_callback  # as DDP does

@@ -7,6 +7,7 @@ stay untouched: they pickle, copy and save as if nobody watched.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 import weakref
 from collections.abc import Iterable, Sequence
@@ -26,7 +27,9 @@ from gradscope.errors import RecorderError
 from gradscope.recording.assemble import complete, git_revision, ordered
 from gradscope.recording.buffer import StatisticsBuffer, finish, histograms
 from gradscope.recording.loss_scale import LossScale
+from gradscope.recording.loss_side import LossReader
 from gradscope.recording.meters import Meters
+from gradscope.recording.notes import Notes
 from gradscope.recording.outputs import ForwardReader
 from gradscope.recording.parameters import ParameterReader
 from gradscope.trace.table import RecordedStep, Trace
@@ -140,11 +143,14 @@ class Scope:
         self._norms_only = norms_only
         self._scaler = LossScale(scaler, buffer)
         self._meters = Meters(buffer)
+        self._loss = LossReader(buffer)
+        self._notes = Notes(model)
         self._parameters = ParameterReader(model, optimizers, buffer, self._meters)
         self._forward = ForwardReader(
             model,
             buffer,
             self._meters,
+            self._loss,
             norms_only=norms_only,
             after_backward=self._after_backward,
             on_another_pass=self._on_another_pass,
@@ -217,6 +223,7 @@ class Scope:
             return
         self._buffer.begin()
         self._scaler.begin()
+        self._loss.begin(self._step)
         self._parameters.begin()
         self._forward.begin()
         if self._activations:
@@ -238,6 +245,8 @@ class Scope:
 
             self._hooks.append(register_module_forward_pre_hook(lend))
         if self._step == 0:
+            noting = register_module_forward_hook(self._notes.hook, with_kwargs=True)
+            self._hooks.append(noting)
             first_call = weakref.WeakMethod(self._first_call)
 
             def before(module: nn.Module, args: Any) -> None:
@@ -311,9 +320,13 @@ class Scope:
         columns = self._buffer.columns
         values, present = finish(rows, columns)
         structure = complete(self._forward.structure, self._model, self._parameters.ever())
+        steps = tuple(row.step for row in rows)
+        structure = dataclasses.replace(
+            self._notes.added(structure), loss=self._loss.side(steps, scaled=self._scaler.active)
+        )
         return Trace(
             tensors=ordered(columns, structure),
-            steps=tuple(row.step for row in rows),
+            steps=steps,
             values=values,
             present=present,
             structure=structure,
