@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -84,6 +85,34 @@ class Case:
     def weighted(self) -> set[str]:
         """Modules that own a weight with two or more dimensions."""
         return {t.module for t in self.trace.tensors if t.kind == "weight" and len(t.shape) > 1}
+
+    @cached_property
+    def gains(self) -> dict[str, float]:
+        """Module -> log10 of its weight's gain, std(w) * sqrt(fan_in), at the first recorded step.
+
+        1 keeps the variance of a linear layer (Glorot & Bengio 2010); usual initialisations lie
+        between a third and one and a half. Lookup tables have no gain; zeros are left out.
+        """
+        found: dict[str, float] = {}
+        for i, tensor in self.columns("weight"):
+            info = self.modules.get(tensor.module)
+            lookup = info is not None and "embedding" in info.type.lower()
+            norms = self.values("weight_norm", i)
+            if len(tensor.shape) < 2 or lookup or not len(norms) or not norms[0].item() > 0:
+                continue
+            fan_out = max(
+                tensor.shape[0], 1
+            )  # norm^2 = numel * std^2, and fan_in = numel / fan_out
+            gain = math.log10(norms[0].item() / math.sqrt(fan_out))
+            if tensor.module not in found or abs(gain) > abs(found[tensor.module]):
+                found[tensor.module] = gain
+        return found
+
+    def is_misscaled(self, modules: Iterable[str]) -> bool:
+        """Whether the weight of one of these modules is off from the usual gain of the network."""
+        usual = statistics.median(self.gains.values()) if self.gains else 0.0
+        known = (self.gains[name] for name in modules if name in self.gains)
+        return any(abs(gain - usual) >= limits.ODD_WEIGHT for gain in known)
 
     @cached_property
     def parents(self) -> set[str]:

@@ -221,9 +221,7 @@ def _before_likelihood(made: str) -> _Misfit | None:
 def target_range(case: Case) -> Iterator[Finding]:
     """Targets that the output cannot reach, and targets of another shape than the output."""
     told = operations(case)
-    if any(
-        made == "Expand" and read in _COMPARES for made, read in itertools.pairwise(told)
-    ):
+    if any(made == "Expand" and read in _COMPARES for made, read in itertools.pairwise(told)):
         yield Finding(
             "target-broadcast",
             Severity.ERROR,

@@ -31,19 +31,26 @@ def odd_blocks(case: Case) -> Iterator[Finding]:
         if abs(jump) < limits.ODD_BLOCK + (allowed if jump < 0 else 0.0):
             continue
         head = i == len(backward) - 1 and jump < 0  # heads are often scaled down on purpose
+        block = case.blocks.get(name)
+        inside = block.modules if block is not None else ()
+        wrong = not head and case.is_misscaled(inside)
         yield Finding(
             "odd-block",
-            Severity.WARNING if head else Severity.ERROR,
+            Severity.ERROR if wrong else Severity.WARNING,
             name,
-            "This block scales activations and gradient alike, unlike its neighbours: its weights "
-            "are off by about this factor.",
+            "This block scales activations and gradient alike, unlike its neighbours: "
+            + (
+                "its weights are off by about this factor."
+                if wrong
+                else "by how it is built, since its weights are drawn as usual."
+            ),
             {
                 "factor": Evidence(10**jump, "times its neighbours"),
                 "gradient": Evidence(backward[i], "decades across the block"),
                 "activation": Evidence(forward[i], "decades across the block"),
             },
-            advice.odd(name, jump),
-            None if head else Verdict.EXPLODING if jump > 0 else Verdict.VANISHING,
+            advice.odd(name, jump) if wrong else "",
+            None if not wrong else Verdict.EXPLODING if jump > 0 else Verdict.VANISHING,
         )
 
 
@@ -62,16 +69,23 @@ def odd_layers(case: Case) -> Iterator[Finding]:
     if len(odd) > max(1, len(profile.layers) // 20):
         return  # so many are no accident: that is how the network is built
     for name, by in odd:
+        wrong = case.is_misscaled([name])
+        why = (
+            "its weights are far too "
+            + ("large, so that it hardly learns." if by < 0 else "small for its gradient.")
+            if wrong
+            else "its weights are drawn as usual, so that this is how the network is built, as in "
+            "a gate."
+        )
         yield Finding(
             "odd-layer",
-            Severity.ERROR,
+            Severity.ERROR if wrong else Severity.WARNING,
             name,
             "The gradient of this layer is out of line with its weights when compared with its "
-            "neighbours: its weights are far too "
-            + ("large, so that it hardly learns." if by < 0 else "small for its gradient."),
+            f"neighbours: {why}",
             {"gradient/weight": Evidence(by, "decades over its neighbours")},
-            advice.odd(name, -by / 2),
-            Verdict.VANISHING if by < 0 else Verdict.EXPLODING,
+            advice.odd(name, -by / 2) if wrong else "",
+            None if not wrong else Verdict.VANISHING if by < 0 else Verdict.EXPLODING,
         )
 
 

@@ -23,7 +23,7 @@ from torch.nn.modules.module import (
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from gradscope.errors import RecorderError
+from gradscope.errors import GradscopeWarning, RecorderError
 from gradscope.recording.assemble import complete, git_revision, ordered
 from gradscope.recording.buffer import StatisticsBuffer, finish, histograms
 from gradscope.recording.loss_scale import LossScale
@@ -38,10 +38,6 @@ DEFAULT_EVERY = 50
 """A recorded step costs up to a tenth more on a CPU at a small batch; one in fifty is no matter."""
 
 _WATCHED: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Scope]] = weakref.WeakKeyDictionary()
-
-
-class GradscopeWarning(UserWarning):
-    """Something that the recorder cannot see, said once."""
 
 
 def watch(

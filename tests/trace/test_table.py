@@ -15,7 +15,14 @@ from torch import nn
 
 import gradscope
 from gradscope.errors import TraceError
-from gradscope.trace.structure import LossSide, ModuleInfo, ParameterGroup, Structure, Summary
+from gradscope.trace.structure import (
+    LossSide,
+    ModuleInfo,
+    ParameterGroup,
+    Softmax,
+    Structure,
+    Summary,
+)
 from gradscope.trace.table import RecordedStep, Trace
 
 FILES = Path(__file__).resolve().parents[1] / "files"
