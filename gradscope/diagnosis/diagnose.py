@@ -12,7 +12,7 @@ from gradscope.diagnosis.graph import (
     unscaled_attention,
 )
 from gradscope.diagnosis.inputs import constant_input, input_scale
-from gradscope.diagnosis.loss import loss_fit, not_learning, target_range
+from gradscope.diagnosis.loss import broken_loss, loss_fit, not_learning, target_range
 from gradscope.diagnosis.numbers import updates
 from gradscope.diagnosis.origin import where_nonfinite
 from gradscope.diagnosis.outliers import odd_blocks, odd_layers
@@ -35,6 +35,7 @@ _ONCE = (
     structural,
     loss_fit,
     target_range,
+    broken_loss,
     not_learning,
     input_scale,
     constant_input,

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from gradscope.diagnosis.verdict import Finding, Severity
 
 _EXPLAINED_BY = {
-    "collapse": {
+    "collapse": {"dead-units", "non-finite"},
+    "constant-output": {
         "constant-input",
         "dead-units",
         "input-scale",
@@ -19,6 +20,7 @@ _EXPLAINED_BY = {
         "vanishing",
         "zero-gradient",
     },
+    "non-finite-loss": {"non-finite"},
     "zero-gradient": {"norm-of-one", "softmax-of-one"},
 }
 """Kind -> the errors that make it."""

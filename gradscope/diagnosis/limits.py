@@ -122,6 +122,10 @@ LOSS_AT_START = 3.0
 """Loss at the first step, over that of a constant prediction, from which inputs that are too large
 have bitten: logits and outputs of a usual initialisation give 1 to 2."""
 
+SURE = 0.5
+"""Loss over that of a constant prediction below which a network has learned something, so that its
+output may lie at a bound."""
+
 LOGITS_LARGE = 10.0
 """Size (rms) of logits from which a softmax is sure: exp(-10) = 5e-5."""
 

@@ -268,6 +268,23 @@ def _out_of_range(case: Case, told: Sequence[str], target: Summary) -> Iterator[
     yield Finding("target-range", Severity.ERROR, where, message, evidence, remedy, verdict)
 
 
+def broken_loss(case: Case) -> Iterator[Finding]:
+    """A loss that is NaN or Inf; where a gradient is as well, that finding takes this one in."""
+    broken = [s.step for s in case.trace.steps if s.loss is not None and not math.isfinite(s.loss)]
+    if broken:
+        yield Finding(
+            "non-finite-loss",
+            Severity.WARNING,
+            "loss",
+            "The loss is NaN or Inf at some steps, while the gradients stay finite: those steps "
+            "teach nothing.",
+            {"steps": Evidence(len(broken), f"of {len(case.trace.steps)}")},
+            "Look for batches without a target: a mean over nothing is 0/0; divide by "
+            "max(count, 1), or leave such batches out.",
+            since=broken[0],
+        )
+
+
 def not_learning(case: Case) -> Iterator[Finding]:
     """A loss that neither falls nor is below that of a prediction that is the same for all."""
     known, level = losses(case), chance(case)

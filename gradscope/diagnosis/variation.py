@@ -28,30 +28,36 @@ def collapse(case: Case) -> Iterator[Finding]:
         never = most < limits.ALIKE and len(case.trace.steps) >= limits.MIN_STRETCH
         if not fell and not (never and _inputs_vary(case)):
             continue
-        where = _lost_at(case, tensor) if never else tensor.name
-        told = "has collapsed: it has become" if fell else "is"
-        certain = fell or never
+        # One number for each example may have to be the same: the value of a state, a price.
+        certain = math.prod(tensor.shape[1:]) > 1
+        same = (row for row, value in zip(rows, found, strict=True) if value < limits.COLLAPSED)
         yield Finding(
-            "collapse",
-            Severity.ERROR if certain and _features(tensor) > 1 else Severity.WARNING,
-            where or "(root)",
-            f"The output of the network {told} the same for every example, though the inputs "
-            "differ: it tells nothing of them, and the gradients of the examples cancel.",
+            "constant-output" if never else "collapse",
+            Severity.ERROR if certain else Severity.WARNING,
+            (_lost_at(case, tensor) if never else tensor.name) or "(root)",
+            f"The output of the network {_IS if never else _BECAME} the same for every example, "
+            "though the inputs differ: it tells nothing of them, and the gradients of the examples "
+            "cancel.",
             {
                 "variation": Evidence(last, "variance over examples / mean square"),
                 "highest": Evidence(most, "over the recorded steps"),
             },
-            _remedy(fell=fell),
-            Verdict.DEAD if certain and _features(tensor) > 1 else None,
-            since=next(
-                (
-                    case.trace.steps[r].step
-                    for r, v in zip(rows, found, strict=True)
-                    if v < limits.COLLAPSED
-                ),
-                None,
-            ),
+            _DEEP if never else _EASIER,
+            Verdict.DEAD if certain else None,
+            since=case.trace.steps[next(same)].step,
         )
+
+
+_IS, _BECAME = "is", "has collapsed: it has become"
+_EASIER = (
+    "Lower the learning rate; where a loss compares examples with each other, begin with easier "
+    "ones (all or semi-hard triplets rather than the hardest) and normalise the embeddings; let no "
+    "penalty or weight decay outweigh the loss."
+)
+_DEEP = (
+    "Use fewer layers that average over examples or neighbours, or add skips around them; "
+    "initialise at a scale that keeps differences (kaiming_normal_), and normalise."
+)
 
 
 def units_alike(case: Case) -> Iterator[Finding]:
@@ -107,10 +113,6 @@ def _fits_targets(case: Case, column: int, last: float) -> bool:
     return spread >= limits.COLLAPSED * side.targets[0].std
 
 
-def _features(tensor: RecordedTensor) -> int:
-    return math.prod(tensor.shape[1:])
-
-
 def _inputs_vary(case: Case) -> bool:
     """Whether something before the output differs from example to example."""
     return any(
@@ -129,16 +131,3 @@ def _lost_at(case: Case, output: RecordedTensor) -> str:
         if case.largest("variation", i) >= 0:
             lost = tensor.name
     return lost
-
-
-def _remedy(*, fell: bool) -> str:
-    if fell:
-        return (
-            "Lower the learning rate; where a loss compares examples with each other, begin with "
-            "easier ones (all or semi-hard triplets rather than the hardest) and normalise the "
-            "embeddings; let no penalty or weight decay outweigh the loss."
-        )
-    return (
-        "Use fewer layers that average over examples or neighbours, or add skips around them; "
-        "initialise at a scale that keeps differences (kaiming_normal_), and normalise."
-    )

@@ -119,13 +119,13 @@ class ForwardReader:
         self._queued = False
         for known in self._modules.values():
             known.calls = known.recomputed = 0
-        self._variation.begin()
         self._seen.clear()
         self._forget_graph()
 
     def end(self) -> None:
-        """Read the structure if the root never ran, only its parts."""
+        """The step is over; read the structure if the root never ran, only its parts."""
         self._read_structure()
+        self._variation.end()
 
     def truncated_notes(self) -> list[str]:
         """One line for each module that ran more often than is recorded."""

@@ -26,10 +26,10 @@ class Variation:
         self._steps = 0
         self._due = True
 
-    def begin(self) -> None:
-        """Start a recorded step."""
-        self._due = self._steps < DENSE or self._steps % EVERY == 0
+    def end(self) -> None:
+        """A recorded step is over."""
         self._steps += 1
+        self._due = self._steps < DENSE or self._steps % EVERY == 0
 
     def reader(self, column: int) -> Reader:
         """Make what takes the variation of an output over the examples."""

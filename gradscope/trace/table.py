@@ -375,7 +375,7 @@ def _loss_side(raw: dict[str, Any] | None) -> LossSide | None:
 
 def _part(kind: type[Any], raw: dict[str, Any]) -> Any:
     """A frozen record from JSON types, where tuples became lists."""
-    known = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
     if isinstance(known.get("softmax"), dict):
         known["softmax"] = _part(Softmax, known["softmax"])
     return kind(**known)
