@@ -94,3 +94,13 @@ def test_gain_is_std_times_root_of_fan_in():
     gains = Case(gradscope.probe(model, torch.randn(2, 3, 8, 8))).gains
     assert gains["0"] == pytest.approx(math.log10(math.sqrt(2)), abs=0.02)
     assert gains["2"] == pytest.approx(math.log10(1 / math.sqrt(3)), abs=0.02)
+
+
+def test_one_layer_out_of_line_is_named():
+    """Before a norm, a weight times 100 divides its gradient by 100: gradient/weight by 10^4."""
+    net = Net(12)
+    net.put("weight", "l5", "weight", norm=0.01, weight_norm=1000.0)
+    diagnosis, findings = net.diagnose()
+    assert diagnosis.verdict == "vanishing"
+    assert findings["odd-layer"].where == "l5"
+    assert findings["odd-layer"].evidence["gradient/weight"].value == pytest.approx(-4.0, abs=0.01)

@@ -43,7 +43,7 @@ static int write_norm(const request *asked, Py_ssize_t i, int64_t numel, const s
     double sampled = (double)(of->length * of->runs);
     float value = (float)(norm * sqrt((double)numel / sampled));
     int64_t column;
-    if (integer_at(asked->columns, i, &column) < 0 ||
+    if (as_integer(PyList_GetItem(asked->columns, i), &column) < 0 ||
         write_cells(&asked->in, column, asked->place, &value, 1) < 0)
         return -1;
     return 1;
