@@ -217,6 +217,11 @@ class Case:
         values = self.trace.values[:, column, list(STATISTICS).index(statistic)]
         return values[self.trace.present[:, column]]
 
+    @staticmethod
+    def index(statistic: str) -> int:
+        """Where a statistic stands in `Trace.values`."""
+        return list(STATISTICS).index(statistic)
+
     def was_seen(self, column: int) -> bool:
         """Whether a tensor came up, or stayed away by no more than chance.
 

@@ -144,6 +144,75 @@ MIN_STRETCH = 8
 """Recorded steps that a stretch must have; runs of fewer than two such are judged as a whole."""
 
 
+BEYOND_RANGE = 0.25
+"""Standard deviations of the targets by which one must lie beyond what the output can give: less is
+noise at the bound."""
+
+MIN_LOSSES = 20
+"""Steps with a known loss that a judgement on its fall needs."""
+
+FLAT_LOSS = 0.02
+"""Share of the loss by which it must have fallen over them to be falling."""
+
+LONG_RUN = 200
+"""Steps after which a loss at chance is an error: a network that learns anything is below it, if
+only by the frequencies of its classes; before, it may still be on its way."""
+
+INPUT_LARGE = 30.0
+"""Size (rms) of inputs from which they are not standardised, where 1 is usual: pixels to 255 have
+about 150, pixels standardised by the statistics of a data set at most 2.7."""
+
+INPUT_SMALL = 0.01
+"""Size (rms) of inputs from which the biases of PyTorch's default initialisation, up to
+1/sqrt(fan_in), drown them: pixels divided by 255 twice have 0.002."""
+
+LOSS_AT_START = 3.0
+"""Loss at the first step, over that of a constant prediction, from which inputs that are too large
+have bitten: logits and outputs of a usual initialisation give 1 to 2."""
+
+SURE = 0.5
+"""Loss over that of a constant prediction below which a network has learned something, so that its
+output may lie at a bound."""
+
+LOGITS_LARGE = 10.0
+"""Size (rms) of logits from which a softmax is sure: exp(-10) = 5e-5."""
+
+ALIKE = 1e-8
+"""Variance / mean square below which numbers are the same to float32 (its rounding squared, with
+room for sums)."""
+
+COLLAPSED = 1e-4
+"""Variance over the examples / mean square below which outputs are the same: differences of 1 %."""
+
+COLLAPSE = 100.0
+"""Factor by which it must have fallen to have collapsed: a decade in what the outputs differ by."""
+
+PEAKED = 0.8
+"""Mean largest share of a softmax over `MIN_KEYS` or more from which it is saturated: its
+derivative, p (1 - p), is below 0.16 there and falls with what is left."""
+
+PEAKED_MILD = 0.5
+"""The same for a warning: scores of unit variance over sixteen keys give 0.2."""
+
+MIN_KEYS = 8
+"""Elements of a softmax over which a large share is no chance."""
+
+DROPOUT_LARGE = 0.75
+"""Share that a dropout drops from which it is worth a warning: published networks use up to 0.5,
+some 0.7."""
+
+DROPOUT_TOO_LARGE = 0.9
+"""Share that a dropout drops from which almost nothing is left; usually the share to keep was
+meant."""
+
+MIN_LINEAR = 3
+"""Layers without an activation between them from which it is no factorisation but an oversight."""
+
+SATURATED_STEPS = 10
+"""Recorded steps in each of which a layer is saturated, the first among them, from which it will
+not come back by itself."""
+
+
 def dead_share(units: int) -> float:
     """Share of dead units from which a layer of a given width is dead.
 

@@ -123,7 +123,9 @@ def _cut(case: Case, tensor: RecordedTensor, info: ModuleInfo) -> tuple[str, str
     left_alone = case.held and tensor.name not in case.held  # neither a gradient nor an optimizer
     if left_alone or tensor.module in case.structure.aside:
         return None
-    later = next((m for m in case.structure.modules if m.order > info.order and m.takes), None)
+    unread = case.structure.unread  # what is given to those tells nothing of who reads them
+    read = (m for m in case.structure.modules if m.takes and m.name not in unread)
+    later = next((m for m in read if m.order > info.order), None)
     if later is not None and later.takes != "gradient":
         if later.takes == "integer":
             given, mend = "integers, as argmax or an index makes", advice.integers()

@@ -21,8 +21,10 @@ from gradscope.recording.buffer import UNSEEN, StatisticsBuffer
 from gradscope.recording.calls import ModuleCalls
 from gradscope.recording.guard import Guard
 from gradscope.recording.kernels import Reader
+from gradscope.recording.loss_side import LossReader
 from gradscope.recording.meters import Meters
 from gradscope.recording.network import Call, read_structure
+from gradscope.recording.variation import Variation
 from gradscope.trace.structure import Structure
 from gradscope.trace.table import TIME, RecordedTensor
 from gradscope.trace.vocabulary import Kind
@@ -81,13 +83,14 @@ class ForwardReader:
         buffer: StatisticsBuffer,
         meters: Meters,
         guard: Guard,
+        loss: LossReader,
         *,
         norms_only: bool,
         before_backward: Callable[[], None],
         after_backward: Callable[[], None],
         on_another_pass: Callable[[], None],
         on_compiled: Callable[[], None],
-        on_first_output: Callable[[tuple[Any, ...], Any], None],
+        on_first_pass: Callable[[nn.Module, tuple[Any, ...], Any], None],
     ) -> None:
         self.gradients: set[int] = set()
         """Columns of gradients with respect to outputs, which carry the loss scale."""
@@ -101,11 +104,13 @@ class ForwardReader:
         self._buffer = buffer
         self._meters = meters
         self._guard = guard
+        self._loss = loss
+        self._variation = Variation(buffer)
         self._norms_only = norms_only
         self._before_backward = before_backward
         self._after_backward = after_backward
         self._on_another_pass = on_another_pass
-        self._on_first_output = on_first_output
+        self._on_first_pass = on_first_pass
         self.compiled = on_compiled
         """To be called when a module is called from within compiled code."""
         self._seen: dict[int, tuple[weakref.ref[Tensor], int, str, int]] = {}
@@ -140,6 +145,7 @@ class ForwardReader:
             Whether any call of a module was seen in this step.
         """
         self._read_structure()
+        self._variation.end()
         return self._finished or any(known.calls for known in self._modules.values())
 
     def leave(self) -> None:
@@ -177,8 +183,8 @@ class ForwardReader:
                 self._saw_again(known, output)
         elif not self._finished and not self._take_again(known, module, output):
             self._take(known, module, args, output)
-            if not known.name and self.structure is None:
-                self._on_first_output(args, output)
+            if self.structure is None:
+                self._on_first_pass(module, args, output)
 
     def left(self, module: nn.Module, output: Any) -> None:
         """A call from outside has ended: of the network itself, or of a part of it."""
@@ -191,6 +197,10 @@ class ForwardReader:
         if not roots or self._finished:
             return
         self._finished = is_root
+        self._loss.outputs(roots)
+        model = self._model()
+        if self.structure is None and model is not None and not self._norms_only:
+            self._variation.of_weights(model)
         for root in roots:
             if self.structure is None:
                 self._roots.append(root.grad_fn)  # a hook that held it would keep the graph alive
@@ -358,6 +368,7 @@ class ForwardReader:
         meter = self._meters.of(tensor.device)
         also = []
         if not self._norms_only:
+            also.append(self._variation.reader(column))
             if tensor.dim() > 1 and type(module).__module__ == "torch.nn.modules.activation":
                 dim = 2 if tensor.dim() == 3 else 1  # (batch, time, features), else channels
                 also.append(meter.units_reader(column, dim))
@@ -396,13 +407,13 @@ class ForwardReader:
                 self._await_gradient(tensor, seen.read_gradient)
 
     def _root_gradient(self, index: int, grad: Tensor) -> None:
-        del grad
         self._finished = True
         if self._roots:
             self._sinks.append(self._roots[index])
         if not self._queued and _backward_pass() != -1:  # in compiled autograd there is none
             self._queued = True
             self._before_backward()
+            self._loss.gradient(grad, self._roots, lambda: (call.node for call in self._calls))
             # A callback queued from a callback runs after those of DDP and FSDP, which finish
             # the gradients in callbacks of their own.
             queue = torch.autograd.Variable._execution_engine.queue_callback  # as DDP does

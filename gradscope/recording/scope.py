@@ -25,7 +25,9 @@ from gradscope.recording.calls import ModuleCalls, is_ours
 from gradscope.recording.groups import Groups
 from gradscope.recording.guard import Guard, say
 from gradscope.recording.loss_scale import LossScale
+from gradscope.recording.loss_side import LossReader
 from gradscope.recording.meters import Meters
+from gradscope.recording.notes import Notes
 from gradscope.recording.optimizers import Arguments, StepHooks, before_it_is_used, innermost
 from gradscope.recording.outputs import ForwardReader
 from gradscope.recording.parameters import ParameterReader
@@ -138,6 +140,8 @@ class Scope:
         self._scaler = LossScale(scaler, buffer)
         self._meters = Meters(buffer)
         self._guard = Guard(self._stand_aside)
+        self._loss = LossReader(buffer)
+        self._notes = Notes(model)
         self._parameters = ParameterReader(model, optimizers, buffer, self._meters)
         self._groups = Groups(model, optimizers)
         self._strangers = Strangers(model)
@@ -146,12 +150,13 @@ class Scope:
             buffer,
             self._meters,
             self._guard,
+            self._loss,
             norms_only=norms_only,
             before_backward=self._before_backward,
             after_backward=self._after_backward,
             on_another_pass=self._on_another_pass,
             on_compiled=self._on_compiled,
-            on_first_output=self._strangers.look,
+            on_first_pass=self._on_first_pass,
         )
         self._step = 0
         self._begun: set[int] = set()
@@ -251,6 +256,7 @@ class Scope:
             return
         self._buffer.begin()
         self._scaler.begin()
+        self._loss.begin(self._step)
         self._parameters.begin()
         self._forward.begin()
         if self._activations:
@@ -264,6 +270,11 @@ class Scope:
             self._on_compiled()
         elif not calls:
             calls.attach({id(m): m for m in self._model.modules()})
+
+    def _on_first_pass(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._notes.take(module, args, output)
+        if module is self._model:
+            self._strangers.look(args, output)
 
     def _on_compiled(self) -> None:
         self._cannot_see(_COMPILED)
@@ -359,15 +370,18 @@ class Scope:
     def _build_trace(self, rows: list[Row]) -> Trace:
         columns = self._buffer.columns
         values, present = finish(rows, columns)
+        steps = tuple(row.step for row in rows)
+        structure = complete(self._forward.structure, self._model, self._parameters.ever())
         structure = dataclasses.replace(
-            complete(self._forward.structure, self._model, self._parameters.ever()),
+            self._notes.added(structure),
             groups=self._groups.describe(),
             strangers=self._strangers.named(self._groups.held()),
+            loss=self._loss.side(steps, scaled=self._scaler.active),
         )
-        self._groups.forget_all_but([row.step for row in rows])
+        self._groups.forget_all_but(list(steps))
         return Trace(
             tensors=ordered(columns, structure),
-            steps=tuple(row.step for row in rows),
+            steps=steps,
             values=values,
             present=present,
             structure=structure,
