@@ -44,6 +44,11 @@ ODD_LAYER = 2.0
 """Decades by which gradient/weight of one layer must stand out from the layers of its type around
 it. Scaling a weight by s moves the ratio by s^2, so that this is a mis-scaling by ten, too."""
 
+ODD_WEIGHT = 0.9
+"""Decades by which the gain of a layer's weight, std * sqrt(fan_in), must stand out from the median
+of the network for its oddity to lie in the weights: a factor of eight, four times what separates
+PyTorch's default from He's. Without it the oddity is how the network is built, as in a gate."""
+
 ODD_SPREAD = 6.0
 """Robust standard deviations (1.4826 MAD) by which an odd block must stand out as well."""
 

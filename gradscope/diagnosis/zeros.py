@@ -69,7 +69,7 @@ def zero_gradients(case: Case) -> Iterator[Finding]:
             "Record a few steps, or with norms_only=False.",
             Verdict.INCONCLUSIVE,
         )
-    elif 4 * len(names) >= len(names) + zeros.alive and not _underflow(case):
+    elif _blocks(case, zeros) and not _underflow(case):
         yield Finding(
             "zero-gradient",
             Severity.ERROR,
@@ -125,6 +125,20 @@ def _may_open(case: Case, zeros: _Zeros) -> bool:
         norms = case.values("weight_norm", i)
         moved |= tensor.name in after and len(norms) > 2 and norms[-1].item() > 0
     return not moved
+
+
+def _blocks(case: Case, zeros: _Zeros) -> bool:
+    """Whether what gets no gradient keeps the network from training.
+
+    A quarter of the weights, one of them on a path that nothing leads around, or half of them
+    anywhere; a part that a mask or a router passed by is neither.
+    """
+    count = len(zeros.gradients)
+    owners = {name.rpartition(".")[0] for _, name in zeros.gradients}
+    known = [case.modules[name] for name in owners if name in case.modules]
+    on_trunk = len(known) < len(owners) or any(info.is_cut for info in known)
+    total = count + zeros.alive
+    return 4 * count >= total if on_trunk else 2 * count >= total
 
 
 def _underflow(case: Case) -> bool:

@@ -21,16 +21,19 @@ class Carried:
     empties the gradients between two passes; only where nobody ever emptied them is some left.
     """
 
-    def __init__(
-        self, parameters: Sequence[Tensor], columns: Sequence[int], buffer: StatisticsBuffer
-    ) -> None:
+    def __init__(self, buffer: StatisticsBuffer) -> None:
         self.thorough = False
         """Whether this step is one of those that are looked at thoroughly."""
-        self._parameters = parameters
-        self._columns = columns
+        self._parameters: Sequence[Tensor] = ()
+        self._columns: Sequence[int] = ()
         self._buffer = buffer
         self._recorded = 0
         self._pending: list[int] = []
+
+    def cover(self, parameters: Sequence[Tensor], columns: Sequence[int]) -> None:
+        """Look at these from now on; 0 is the column of one that gets no gradient."""
+        self._parameters, self._columns = parameters, columns
+        self._pending = [i for i, column in enumerate(columns) if column]
 
     def begin(self) -> None:
         """Start a step."""

@@ -121,7 +121,7 @@ def noisy(level, fall, steps=60):
 
 
 def test_a_loss_that_only_rattles_under_large_steps():
-    """Updates of 5 % of the weights: an error where the loss does not fall, nothing where it does."""
+    """Updates of 5 % of the weights: an error where the loss does not fall, else nothing."""
     diagnosis, findings = judged([0.05] * 60, losses=noisy(2.0, 0.0))
     assert diagnosis.verdict == "exploding"
     assert "rattles" in findings["updates-too-large"].message

@@ -44,7 +44,7 @@ static int write_sample(const request *asked, Py_ssize_t i, int64_t numel, const
     double sampled = (double)(of->length * of->runs);
     float values[2] = {(float)(norm * sqrt((double)numel / sampled)), (float)share};
     int64_t column;
-    if (integer_at(asked->columns, i, &column) < 0 ||
+    if (as_integer(PyList_GetItem(asked->columns, i), &column) < 0 ||
         write_cells(&asked->in, column, asked->place, values, isnan(share) ? 1 : 2) < 0)
         return -1;
     return 1;
