@@ -59,14 +59,20 @@ class ParameterReader:
         self._remembered: list[int] = []
         self._looked = False
 
-    def after_backward(self, scale: Tensor | None) -> None:
+    def after_backward(self, scale: Tensor | None, stepped: Sequence[Any] = ()) -> None:
         """Take all statistics before anyone clips, and before an optimizer that may not step.
 
         Args:
             scale: factor that the gradients carry from loss scaling, 0-d, or None.
+            stepped: optimizers that consumed their gradients in this step already, so that what
+                this pass gave their parameters is not theirs.
         """
         self._marks = bytearray()  # a new pass, though it may leave no mark on a gradient
-        self._take(set(), scale, unclipped=True)
+        done = set[int]().union(*(stepped_by(each) for each in stepped))
+        if done:
+            waiting = [each for each in self._optimizers if each not in stepped]
+            done = done.difference(*(stepped_by(each) for each in waiting))
+        self._take(done, scale, unclipped=True)
 
     def measure(self, optimizer: Any, scale: Tensor | None = None) -> None:
         """Take the statistics of what has changed since the backward pass: nothing, unless clipped.

@@ -283,7 +283,8 @@ class Scope:
         for each in self._steps:
             each.look_again()
         self._scaler.remember()
-        self._parameters.after_backward(self._scaler.scale())
+        stepped = [each for each in self._optimizers if id(each) in self._stepped]
+        self._parameters.after_backward(self._scaler.scale(), stepped)
 
     def _before_step(
         self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -423,6 +423,40 @@ def test_optimizers_of_each_parameter_that_step_within_backward():
     assert rows.groupby("step").size().tolist() == [4] * STEPS
 
 
+def test_a_second_step_of_one_optimizer_begins_another_round():
+    """Of two optimizers one never steps: each step of the other is a step all the same."""
+    task = Task()
+    idle = torch.optim.SGD(task.model[0].parameters(), lr=0.1)
+    busy = task.spied(torch.optim.SGD)(task.model[2].parameters(), lr=0.1)
+    with gradscope.watch(task.model, [idle, busy], every=1) as scope:
+        for i in range(STEPS):
+            plainly(task, busy, i)
+            task.model.zero_grad()
+    rows = scope.trace().to_pandas().query("kind == 'weight' and module == '2'")
+    assert rows.groupby("step").size().tolist() == [2] * (STEPS - 1)  # the last never ended
+    for row in rows.itertuples():
+        expected = task.consumed[row.step][f"2.{row.parameter}"]
+        assert row.norm == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_later_pass_of_the_same_step_is_not_what_an_earlier_optimizer_consumed():
+    """A discriminator's loss that reaches the generator again leaves the generator's rows alone."""
+    task = Task()
+    optimizers = [task.spied(torch.optim.SGD)(task.model[i].parameters(), lr=0.1) for i in (0, 2)]
+    with gradscope.watch(task.model, optimizers, every=1) as scope:
+        for i in range(STEPS):
+            for optimizer in optimizers:
+                task.model.zero_grad()
+                (task.loss(i) * (1 + len(task.consumed))).backward()
+                optimizer.step()
+    rows = scope.trace().to_pandas().query("kind == 'weight'")
+    assert len(rows) == 4 * STEPS
+    for row in rows.itertuples():
+        consumed = task.consumed[2 * row.step + (row.module == "2")]
+        assert row.norm == pytest.approx(consumed[f"{row.module}.{row.parameter}"], rel=1e-5)
+        assert row.unclipped_norm == row.norm
+
+
 def never_told(task):
     """A training in which no step of the optimizer runs: weights are moved by hand."""
     task.loss(0).backward()
