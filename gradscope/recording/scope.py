@@ -7,7 +7,6 @@ stay untouched: they pickle, copy and save as if nobody watched.
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -342,20 +341,17 @@ class Scope:
         rows = self._buffer.rows()
         columns = self._buffer.columns
         values, present = finish(rows, columns)
-        structure = dataclasses.replace(
-            complete(self._forward.structure, self._model, self._parameters.ever()),
-            groups=self._groups.describe(),
-            strangers=self._strangers.named(self._groups.held()),
-        )
-        self._groups.forget_all_but([row.step for row in rows])
+        steps = tuple(row.step for row in rows)
+        known, ever = self._forward.structure, self._parameters.ever()
+        structure = complete(known, self._model, ever, self._groups, self._strangers)
         return Trace(
             tensors=ordered(columns, structure),
-            steps=tuple(row.step for row in rows),
+            steps=steps,
             values=values,
             present=present,
             structure=structure,
             histograms=histograms(rows, len(columns)),
-            logged=self._groups.logged(),
+            logged=self._groups.logged(steps),
             metadata={
                 "torch": torch.__version__,
                 "git": git_revision(),
