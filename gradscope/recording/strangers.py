@@ -6,7 +6,6 @@ import weakref
 from collections import Counter
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from gradscope.nested import tensors_in
@@ -22,27 +21,17 @@ class Strangers:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = weakref.ref(model)
-        self._outside: dict[int, str] = {}
-        """Identity of a parameter of a module that ran and is no part of the network -> label."""
         self._found: list[tuple[weakref.ref[Tensor], str]] | None = None
 
-    def hook(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-    ) -> None:
-        """Forward hook on all modules, with their named arguments, for the first pass."""
+    def look(self, args: tuple[Any, ...], output: Any) -> None:
+        """Take what the network was called with and gave, for the first time."""
         model = self._model()
-        if model is None or self._found is not None or not torch.is_grad_enabled():
-            return
-        if module is not model:
-            kind = type(module).__name__
-            for name, parameter in module.named_parameters(recurse=False):
-                self._outside[id(parameter)] = f"{kind}.{name} {tuple(parameter.shape)}"
+        if model is None or self._found is not None:
             return
         ends = [t.grad_fn for t in tensors_in(output) if t.grad_fn is not None]
         if ends:
-            inputs = [t for t in tensors_in((args, kwargs)) if t.requires_grad]
+            inputs = [t for t in tensors_in(args) if t.requires_grad]
             self._found = self._leaves(model, ends, inputs)
-            self._outside.clear()
 
     def named(self, held: set[int]) -> tuple[str, ...]:
         """Each kind of stranger, with how many there are, but for those that an optimizer holds.
@@ -62,6 +51,7 @@ class Strangers:
             return []  # a sharded model computes with parameters gathered for the occasion
         known = {id(t) for t in (*own, *inputs)}
         done = {t.grad_fn for t in inputs if t.grad_fn is not None}
+        labels: dict[int, str] | None = None
         found, waiting = [], list(ends)
         while waiting:
             node = waiting.pop()
@@ -70,18 +60,40 @@ class Strangers:
             done.add(node)
             leaf = getattr(node, "variable", None)
             if isinstance(leaf, Tensor) and id(leaf) not in known:
-                label = self._outside.get(id(leaf)) or _attribute(model, leaf)
-                found.append((weakref.ref(leaf), label))
+                labels = _unregistered(model) if labels is None else labels
+                found.append((weakref.ref(leaf), labels.get(id(leaf)) or _described(leaf)))
             waiting.extend(n for n, _ in node.next_functions if n is not None)
         return found
 
 
-def _attribute(model: nn.Module, leaf: Tensor) -> str:
-    """Where a module holds a tensor that it did not register."""
+_DEPTH = 4
+"""Lists within lists are looked through so far."""
+
+
+def _unregistered(model: nn.Module) -> dict[int, str]:
+    """Identity of each tensor that a module holds and did not register -> where, or in what."""
+    labels: dict[int, str] = {}
     for path, module in model.named_modules():
         for name, value in vars(module).items():
-            parts = list(value.values()) if isinstance(value, dict) else value
-            held = parts if isinstance(parts, list | tuple) else (parts,)
-            if any(part is leaf for part in held):
-                return f"{path}.{name} {tuple(leaf.shape)}".lstrip(".")
+            if name not in _REGISTERED:
+                _label(value, f"{path}.{name}".lstrip("."), labels, _DEPTH)
+    return labels
+
+
+_REGISTERED = ("_parameters", "_buffers", "_modules")
+
+
+def _label(value: Any, place: str, labels: dict[int, str], depth: int) -> None:
+    if isinstance(value, Tensor):
+        labels.setdefault(id(value), f"{place} {tuple(value.shape)}")
+    elif isinstance(value, nn.Module):
+        for owner in value.modules():
+            for name, parameter in owner.named_parameters(recurse=False):
+                labels[id(parameter)] = f"{type(owner).__name__}.{name} {tuple(parameter.shape)}"
+    elif depth and isinstance(value, dict | list | tuple):
+        for part in list(value.values()) if isinstance(value, dict) else value:
+            _label(part, place, labels, depth - 1)
+
+
+def _described(leaf: Tensor) -> str:
     return f"{type(leaf).__name__} {tuple(leaf.shape)}"
