@@ -39,7 +39,9 @@ from torch import Tensor, nn
 
 import gradscope
 from gradscope.models import ModelConfig, build
-from gradscope.recording import meters, outputs, scope
+from gradscope.recording import outputs, scope
+from gradscope.recording.device_meter import DeviceMeter
+from gradscope.recording.host_meter import HostMeter
 from gradscope.recording.scope import DEFAULT_EVERY
 
 Attach = Callable[[nn.Module, torch.optim.Optimizer], AbstractContextManager[Callable[[], None]]]
@@ -216,10 +218,7 @@ class OwnTime:
         self._originals = [(owner, name, getattr(owner, name)) for owner, name in self.ENTRIES]
         for owner, name, original in self._originals:
             setattr(owner, name, self._timed(original))
-        for meter in (
-            meters.HostMeter,
-            meters.DeviceMeter,
-        ):  # made once, called for each gradient
+        for meter in (HostMeter, DeviceMeter):  # made once, called for each gradient
             make = meter.gradient_reader
             self._originals.append((meter, "gradient_reader", make))
             meter.gradient_reader = lambda *args, make=make, **how: self._timed(make(*args, **how))

@@ -262,6 +262,29 @@ def zero_grad_of_the_other_optimizer(seed: int, mended: bool) -> Loop:
     return Loop(model, both, step)
 
 
+@case("gradients-accumulate", verdict="exploding", remedy="zero_grad")
+def discriminator_never_emptied(seed: int, mended: bool) -> Loop:
+    """Each step of a discriminator takes what the generator's step and all before it left there."""
+    return adversarial(seed, only="discriminator", empty=mended)
+
+
+@case("zeroed-before-step", remedy="zero_grad")
+def step_before_backward(seed: int, mended: bool) -> Loop:
+    """The optimizer steps before there is a gradient, which is emptied before the next step."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    data = batches(seed)
+
+    def step() -> None:
+        inputs, labels = next(data)
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(model(inputs), labels)
+        for do in (loss.backward, optimizer.step) if mended else (optimizer.step, loss.backward):
+            do()
+
+    return Loop(model, optimizer, step)
+
+
 @case("zeroed-before-step", remedy="zero_grad")
 def zero_grad_after_backward(seed: int, mended: bool) -> Loop:
     """Gradients are emptied, to None, between backward and the step."""
@@ -499,6 +522,14 @@ def rate_of_a_billionth(seed: int, mended: bool) -> Loop:
     return scheduled(seed, lambda step: 1.0, lr=0.05 if mended else 1e-9)
 
 
+@case("weight-decay", verdict="vanishing", remedy="weight decay")
+def decay_of_a_fifth_a_step(seed: int, mended: bool) -> Loop:
+    """AdamW with a weight decay of 20 at a rate of 0.01."""
+    model = network()
+    decay = 0.01 if mended else 20.0
+    return classifier(seed, model, torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=decay))
+
+
 # --- healthy ------------------------------------------------------------------------------------
 
 
@@ -563,8 +594,14 @@ class Gan(nn.Module):
         self.generator, self.discriminator = network(classes=16), network(classes=1)
 
 
-def adversarial(seed: int, *, only: str = "") -> Loop:
-    """Both networks of a GAN trained in turn; watched together or one of them."""
+def adversarial(seed: int, *, only: str = "", empty: bool = True) -> Loop:
+    """Both networks of a GAN trained in turn; watched together or one of them.
+
+    Args:
+        seed: of the data.
+        only: the one that is watched.
+        empty: call zero_grad() for the discriminator.
+    """
     model = Gan()
     parts = {"generator": model.generator, "discriminator": model.discriminator}
     both = {name: torch.optim.Adam(part.parameters(), 1e-3) for name, part in parts.items()}
@@ -573,7 +610,8 @@ def adversarial(seed: int, *, only: str = "") -> Loop:
     def step() -> None:
         real, _ = next(data)
         fake = model.generator(torch.randn(32, 16))
-        both["discriminator"].zero_grad()
+        if empty:
+            both["discriminator"].zero_grad()
         loss = functional.softplus(-model.discriminator(real)).mean()
         (loss + functional.softplus(model.discriminator(fake.detach())).mean()).backward()
         both["discriminator"].step()

@@ -18,7 +18,7 @@ from gradscope.diagnosis.optimizer import membership, unregistered
 from gradscope.diagnosis.origin import where_nonfinite
 from gradscope.diagnosis.outliers import odd_blocks, odd_layers
 from gradscope.diagnosis.parameters import disconnected, structural, unused
-from gradscope.diagnosis.rate import learning_rate, updates
+from gradscope.diagnosis.rate import learning_rate, updates, weight_decay
 from gradscope.diagnosis.sight import rests_on, unseen
 from gradscope.diagnosis.timeline import Timeline
 from gradscope.diagnosis.trends import growth_and_decay
@@ -34,6 +34,7 @@ _ONCE = (
     membership,
     unregistered,
     learning_rate,
+    weight_decay,
     unused,
     odd_blocks,
     odd_layers,

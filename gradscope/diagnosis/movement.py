@@ -199,7 +199,11 @@ def underflowing(case: Case) -> Iterator[Finding]:
 
 def _standing(case: Case) -> Iterator[Finding]:
     """Weights in the optimizer that get a gradient and never move, while others do."""
-    columns = [i for i in stepped(case) if case.largest("weight_norm", i) > 0]
+    columns = [
+        i
+        for i in stepped(case)
+        if case.largest("weight_norm", i) > 0 and case.trace.tensors[i].dtype not in _HALF
+    ]
     if not case.structure.groups or not columns:
         return
     ratios, grads = (table(case, name, columns) for name in ("update_ratio", "rms"))

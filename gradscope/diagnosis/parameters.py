@@ -23,7 +23,7 @@ def disconnected(case: Case) -> Iterator[Finding]:
     aside: list[str] = []
     for tensor in _silent(case):
         info = case.modules.get(tensor.module)
-        if info is None or not _took_part(case, tensor):
+        if info is None or not _took_part(case, tensor) or _idle(case, tensor.module):
             continue
         if cut := _cut(case, tensor, info):
             cuts.setdefault(cut, []).append(tensor.name)
@@ -112,6 +112,12 @@ def _took_part(case: Case, tensor: RecordedTensor) -> bool:
     """That a leaf ran means that its parameters took part; a container may hold a leftover."""
     info = case.modules.get(tensor.module)
     return info is not None and info.order >= 0 and tensor.module not in case.parents
+
+
+def _idle(case: Case, module: str) -> bool:
+    """Whether a module gave no output in this stretch of a run, as an expert that gets no token."""
+    outputs = [i for i, t in case.columns("activation") if t.module == module]
+    return bool(outputs) and not bool(case.trace.present[:, outputs].any())
 
 
 def _cut(case: Case, tensor: RecordedTensor, info: ModuleInfo) -> tuple[str, str] | None:

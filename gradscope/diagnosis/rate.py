@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from gradscope.diagnosis import advice, limits
-from gradscope.diagnosis.case import Case
+from gradscope.diagnosis.case import Case, listed
 from gradscope.diagnosis.movement import movement
-from gradscope.diagnosis.optimizer import lowered, rate_of, rates, table
+from gradscope.diagnosis.optimizer import group_of, lowered, rate_of, rates, table
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 
 _SMALL_BECAUSE = {"zeroed-before-step", "clipped", "updates-lost", "underflow"}
@@ -91,9 +91,45 @@ def updates(case: Case) -> Iterator[Finding]:
         yield from _too_small(case, typical.tolist(), evidence, flat=stuck is not None)
 
 
+def weight_decay(case: Case) -> Iterator[Finding]:
+    """Weights that decay faster than any gradient builds them up."""
+    columns = [i for i, t in case.columns("weight") if t.name in case.held and len(t.shape) > 1]
+    columns = [
+        i for i in columns if case.trace.tensors[i].name not in case.structure.scale_invariant
+    ]
+    pulls = [_pull(case, case.trace.tensors[i].name) for i in columns]
+    fast = [i for i, pull in zip(columns, pulls, strict=True) if pull >= limits.DECAY_PER_STEP]
+    if not fast or len(case.trace.steps) < limits.MIN_UPDATES:
+        return
+    left = (table(case, "weight_norm", fast)[-1] / table(case, "weight_norm", fast)[0]).median()
+    if not left < 0.5:
+        return
+    names = [case.trace.tensors[i].name for i in fast]
+    yield Finding(
+        "weight-decay",
+        Severity.ERROR,
+        listed(names),
+        "Weight decay takes these weights away faster than the gradient builds them up.",
+        {
+            "decay": Evidence(max(pulls), "of a weight, each step"),
+            "left": Evidence(left.item(), "of the weight norm at the last recorded step, median"),
+        },
+        "Lower the weight decay: learning rate times weight decay is usually 1e-4 or less.",
+        Verdict.VANISHING,
+    )
+
+
+def _pull(case: Case, name: str) -> float:
+    """Share of a weight that decay takes in a step, where it is not mixed with the gradient."""
+    group = group_of(case, name)
+    if group is None or group.optimizer not in {"SGD", "AdamW"}:
+        return 0.0
+    return group.settings.get("weight_decay", 0.0) * rate_of(case, name)
+
+
 def _low_since(values: Sequence[float], highest: float) -> int | None:
     """Index from which on the rate stays at nothing, if that is too long for the end of a run."""
-    for share, least in ((limits.RATE_FALLEN, 0.25), (limits.RATE_GONE, 0.1)):
+    for share, least in ((limits.RATE_FALLEN, 0.2), (limits.RATE_GONE, 0.1)):
         low = len(values)
         while low and values[low - 1] <= share * highest * (1 + 1e-6):  # a product of tenths
             low -= 1

@@ -34,11 +34,6 @@ class Groups:
             if rate is not None:
                 rates[i] = rate
 
-    def forget_all_but(self, steps: Sequence[RecordedStep]) -> None:
-        """Keep the rates of some steps alone."""
-        kept = {step.step for step in steps}
-        self._rates = {step: rates for step, rates in self._rates.items() if step in kept}
-
     def describe(self) -> tuple[ParameterGroup, ...]:
         """The groups as they are now, with the settings that they had at first."""
         names = {id(p): name for name, p in self._model.named_parameters()}
@@ -55,8 +50,10 @@ class Groups:
         """Identities of all parameters in the groups."""
         return {id(p) for _, group in self._all() for p in group["params"]}
 
-    def logged(self) -> dict[str, tuple[tuple[int, float], ...]]:
-        """``lr/0`` and so on: the learning rate of each group at the steps that were noted."""
+    def logged(self, steps: Sequence[RecordedStep]) -> dict[str, tuple[tuple[int, float], ...]]:
+        """``lr/0`` and so on: the rate of each group at some steps; others are forgotten."""
+        kept = {step.step for step in steps}
+        self._rates = {step: rates for step, rates in self._rates.items() if step in kept}
         series: dict[str, list[tuple[int, float]]] = {}
         for step, rates in sorted(self._rates.items()):
             for i, rate in rates.items():

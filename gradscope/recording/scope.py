@@ -7,7 +7,6 @@ compiled code do not notice. Whatever of this runs within the user's calls runs 
 
 from __future__ import annotations
 
-import dataclasses
 import weakref
 from collections.abc import Sequence
 from functools import partial
@@ -371,14 +370,11 @@ class Scope:
         columns = self._buffer.columns
         values, present = finish(rows, columns)
         steps = tuple(row.step for row in rows)
-        structure = complete(self._forward.structure, self._model, self._parameters.ever())
+        known, ever = self._forward.structure, self._parameters.ever()
+        structure = complete(known, self._model, ever, self._groups, self._strangers)
         structure = dataclasses.replace(
-            self._notes.added(structure),
-            groups=self._groups.describe(),
-            strangers=self._strangers.named(self._groups.held()),
-            loss=self._loss.side(steps, scaled=self._scaler.active),
+            self._notes.added(structure), loss=self._loss.side(steps, scaled=self._scaler.active)
         )
-        self._groups.forget_all_but(list(steps))
         return Trace(
             tensors=ordered(columns, structure),
             steps=steps,
@@ -386,7 +382,7 @@ class Scope:
             present=present,
             structure=structure,
             histograms=histograms(rows, len(columns)),
-            logged=self._groups.logged(),
+            logged=self._groups.logged(steps),
             metadata={
                 "torch": torch.__version__,
                 "git": git_revision(),
