@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 import gradscope
 from gradscope.models import ModelConfig, build
-from gradscope.recording import kernels, outputs, scope
+from gradscope.recording import device_meter, host_meter, outputs, scope
 from gradscope.recording.scope import DEFAULT_EVERY
 
 Attach = Callable[[nn.Module, torch.optim.Optimizer], AbstractContextManager[Callable[[], None]]]
@@ -217,8 +217,8 @@ class OwnTime:
         for owner, name, original in self._originals:
             setattr(owner, name, self._timed(original))
         for meter in (
-            kernels.HostMeter,
-            kernels.DeviceMeter,
+            host_meter.HostMeter,
+            device_meter.DeviceMeter,
         ):  # made once, called for each gradient
             make = meter.gradient_reader
             self._originals.append((meter, "gradient_reader", make))
