@@ -27,6 +27,11 @@ COCO = Path(
 )
 
 
+os.environ["GRADSCOPE_STRICT"] = (
+    "1"  # a fault of the recorder fails the test, also in child processes
+)
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left_attached():
     """No test may leave a global hook behind, nor change the random state of the next."""

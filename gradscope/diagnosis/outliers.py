@@ -60,10 +60,10 @@ def odd_layers(case: Case) -> Iterator[Finding]:
     rows = zip(profile.layers, profile.log10_grad, profile.log10_weight, strict=True)
     # Heads are often scaled on purpose; a ratio that is not finite belongs to a weight of zero.
     known = [(name, g - w) for name, g, w in list(rows)[:-1] if math.isfinite(g - w)]
-    sizes = Counter(_role(case, name) for name, _ in known)
+    sizes = Counter(case.role(name) for name, _ in known)
     groups: dict[tuple[str, ...], list[tuple[str, float]]] = defaultdict(list)
     for name, ratio in known:
-        role = _role(case, name)
+        role = case.role(name)
         groups[role if sizes[role] >= 4 else role[:2]].append((name, ratio))
     odd = [item for group in groups.values() for item in _outliers(group)]
     if len(odd) > max(1, len(profile.layers) // 20):
@@ -87,13 +87,6 @@ def odd_layers(case: Case) -> Iterator[Finding]:
             advice.odd(name, -by / 2) if wrong else "",
             None if not wrong else Verdict.VANISHING if by < 0 else Verdict.EXPLODING,
         )
-
-
-def _role(case: Case, name: str) -> tuple[str, str, str]:
-    """What a layer is for: its type, whether it is on the trunk, its name inside the block."""
-    info = case.modules.get(name)
-    own = name.rpartition(".")[2]
-    return (info.type, str(info.is_cut), "" if own.isdigit() else own) if info else ("", "", own)
 
 
 def _outliers(group: Sequence[tuple[str, float]]) -> Iterator[tuple[str, float]]:

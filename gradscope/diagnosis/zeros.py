@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
+
 from gradscope.diagnosis import advice
 from gradscope.diagnosis.case import Case, listed
+from gradscope.diagnosis.movement import underflowing
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 
 
@@ -28,7 +31,7 @@ class _Zeros(NamedTuple):
 def zero_gradients(case: Case) -> Iterator[Finding]:
     """Gradients that arrive and are exactly zero, where nothing else explains it."""
     zeros = _read(case)
-    if not zeros.gradients:
+    if not zeros.gradients or any(underflowing(case)):
         return
     names = [name for _, name in zeros.gradients]
     first = min(zeros.gradients)[0]
@@ -90,7 +93,8 @@ def _read(case: Case) -> _Zeros:
     zeros = _Zeros([], 0, [], [], known=False)
     alive, known = 0, False
     for i, tensor in case.columns("weight"):
-        grads = case.values("norm", i)
+        # As backward made them: what was zeroed later did arrive.
+        grads = torch.fmax(case.values("norm", i), case.values("unclipped_norm", i))
         norms = case.values("weight_norm", i)
         norms = norms[~norms.isnan()]
         known |= bool(len(norms))

@@ -27,12 +27,13 @@ RAW = (
     "dead",
     "weight_norm",
     "update",
+    "unchanged",
     "variation",
     "carried",
-    "unchanged",
 )
 """What the device stores per tensor; `finish` turns it into the statistics of the table. The first
-five stand in the order in which the kernels write them."""
+five, and the update with what it left unchanged, stand in the order in which the kernels write
+them."""
 
 PLACE = {name: i for i, name in enumerate(RAW)}
 """Place of each among the cells of a column."""
@@ -54,7 +55,7 @@ BINS = HISTOGRAM_RANGE[1] - HISTOGRAM_RANGE[0]
 
 
 @dataclass(slots=True)
-class _Row:
+class Row:
     """What the host knows of one recorded step."""
 
     step: RecordedStep
@@ -112,9 +113,9 @@ class StatisticsBuffer:
         self._max_steps = max_steps
         self._index: dict[tuple[str, str, str, int, int], int] = {}
         self._areas: dict[torch.device, Area] = {}
-        self._rows: list[_Row] = []
-        self._waiting: list[_Row] = []
-        self._in_flight: list[tuple[list[_Row], list[tuple[Tensor, object]]]] = []
+        self._rows: list[Row] = []
+        self._waiting: list[Row] = []
+        self._in_flight: list[tuple[list[Row], list[tuple[Tensor, object]]]] = []
         self._dense_steps: set[int] = set()
         self._first_nonfinite: int | None = None
         self._constants: dict[tuple[torch.device, torch.dtype, tuple[float, ...]], Tensor] = {}
@@ -191,7 +192,7 @@ class StatisticsBuffer:
         alike = bool(self._rows) and self._rows[-1].numel == self.numel
         if not alike:
             self.ever.update(column for column, n in enumerate(self.numel) if n != UNSEEN)
-        row = _Row(step, self._rows[-1].numel if alike else self.numel.copy(), scaled)
+        row = Row(step, self._rows[-1].numel if alike else self.numel.copy(), scaled)
         row.histogram = self._histogram
         self._waiting.append(row)
         self._rows.append(row)
@@ -225,11 +226,15 @@ class StatisticsBuffer:
         self._in_flight.append((self._waiting, copies))
         self._waiting = []
 
-    def rows(self) -> list[_Row]:
+    def rows(self) -> list[Row]:
         """All kept rows with their numbers on the host."""
         self.flush()
         self._settle()
         return self._rows
+
+    def rows_at_hand(self) -> list[Row]:
+        """The kept rows whose numbers are on the host already: all that is left after a fault."""
+        return [row for row in self._rows if row.raw is not None]
 
     def release(self) -> None:
         """Give the device memory back; rows stay."""
@@ -279,7 +284,7 @@ class StatisticsBuffer:
             ]
 
 
-def _complete(row: _Row) -> None:
+def _complete(row: Row) -> None:
     assert row.raw is not None
     scale = float(row.raw[META, PLACE["norm"]])
     found_inf = float(row.raw[META, PLACE["zero"]])
@@ -311,7 +316,7 @@ def _nonfinite(raw: Tensor) -> list[bool]:
     return found
 
 
-def finish(rows: list[_Row], columns: list[RecordedTensor]) -> tuple[Tensor, Tensor]:
+def finish(rows: list[Row], columns: list[RecordedTensor]) -> tuple[Tensor, Tensor]:
     """Turn raw rows into the statistics of the table.
 
     Args:
@@ -364,7 +369,7 @@ def finish(rows: list[_Row], columns: list[RecordedTensor]) -> tuple[Tensor, Ten
     return values[:, 1:], present[:, 1:]
 
 
-def histograms(rows: list[_Row], n_columns: int) -> Tensor | None:
+def histograms(rows: list[Row], n_columns: int) -> Tensor | None:
     """Histograms of all rows, int32 of shape (rows, tensors, bins), or None without any."""
     if not any(row.histogram is not None for row in rows):
         return None

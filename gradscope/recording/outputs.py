@@ -11,11 +11,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
+from torch.utils.hooks import RemovableHandle
 
 from gradscope.layers import BOUNDS, is_normalisation
 from gradscope.nested import tensors_in
 from gradscope.recording import reductions
 from gradscope.recording.buffer import UNSEEN, StatisticsBuffer
+from gradscope.recording.calls import ModuleCalls
+from gradscope.recording.guard import Guard
 from gradscope.recording.kernels import Reader
 from gradscope.recording.meters import Meters
 from gradscope.recording.network import Call, read_structure
@@ -26,9 +30,20 @@ from gradscope.trace.vocabulary import Kind
 MAX_CALLS = 256
 """Calls of one module within one step that are recorded; a longer loop is cut off there."""
 
-_in_inference_mode = torch.is_inference_mode_enabled
+MAX_OUTPUTS = 64
+"""Tensors of one call that are recorded; a list that grows from step to step is cut off there."""
+
 _in_transform = torch._C._are_functorch_transforms_active
 _backward_pass = torch._C._current_graph_task_id  # DDP asks the same way whether one is running
+
+_TRACERS = (
+    torch._C._TorchDispatchModeKey.FAKE,
+    torch._C._TorchDispatchModeKey.PROXY,
+    torch._C._TorchDispatchModeKey.FUNCTIONAL,
+)
+
+_FUSED = (nn.RNN.forward, nn.LSTM.forward, nn.GRU.forward)
+"""What is known to leave its input alone."""
 
 _KINDS: tuple[Kind, Kind] = ("activation", "activation_grad")
 
@@ -57,18 +72,6 @@ class _Module:
     """`_place` of a tensor -> output."""
 
 
-class _ForwardHook:
-    """What torch calls after each module; it does not keep the reader alive."""
-
-    def __init__(self, reader: ForwardReader) -> None:
-        self._reader = weakref.ref(reader)
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        reader = self._reader()
-        if reader is not None:
-            reader.saw(module, args, output)
-
-
 class ForwardReader:
     """Module outputs of the first forward pass of a step, and the gradients at them."""
 
@@ -77,25 +80,34 @@ class ForwardReader:
         model: nn.Module,
         buffer: StatisticsBuffer,
         meters: Meters,
+        guard: Guard,
         *,
         norms_only: bool,
+        before_backward: Callable[[], None],
         after_backward: Callable[[], None],
         on_another_pass: Callable[[], None],
+        on_compiled: Callable[[], None],
+        on_first_output: Callable[[tuple[Any, ...], Any], None],
     ) -> None:
         self.gradients: set[int] = set()
         """Columns of gradients with respect to outputs, which carry the loss scale."""
         self.structure: Structure | None = None
         self.truncated: set[str] = set()
         """Modules called more often than `MAX_CALLS` in a step."""
-        self.has_fused_recurrence = any(isinstance(m, nn.RNNBase) for m in model.modules())
-        """Whether the network has a layer that loops over time by itself."""
+        self.calls = ModuleCalls(self, guard)
+        """Tells this reader of the calls; to be attached to the network's modules."""
         self._model = weakref.ref(model)
-        self._modules = {id(m): _Module(name) for name, m in model.named_modules()}
+        self._modules = {id(m): _Module(name) for name, m in nn.Module.named_modules(model)}
         self._buffer = buffer
         self._meters = meters
+        self._guard = guard
         self._norms_only = norms_only
+        self._before_backward = before_backward
         self._after_backward = after_backward
         self._on_another_pass = on_another_pass
+        self._on_first_output = on_first_output
+        self.compiled = on_compiled
+        """To be called when a module is called from within compiled code."""
         self._seen: dict[int, tuple[weakref.ref[Tensor], int, str, int]] = {}
         self._calls: list[Call] = []
         self._roots: list[Any] = []
@@ -104,22 +116,40 @@ class ForwardReader:
         """Those of them that got a gradient."""
         self._key = object()
         """Stands for this reader among the hooks of a tensor that it took."""
-        self.hook = _ForwardHook(self)
-        """What is to be registered as forward hook."""
-        self.begin()
+        self._hooked: list[OrderedDict[object, Reader]] = []
+        """Hooks of the tensors that were taken in this step."""
+        self._handles: list[RemovableHandle] = []
+        """Of the hooks that are not among these."""
+        self._finished = False  # a forward pass that follows a complete one is another one
+        self._queued = False
+        self._backward_over = False
 
     def begin(self) -> None:
         """Forget the last forward pass."""
-        self._finished = False  # a forward pass that follows a complete one is another one
-        self._queued = False
+        self._finished = self._queued = self._backward_over = False
         for known in self._modules.values():
             known.calls = known.recomputed = 0
         self._seen.clear()
         self._forget_graph()
+        self.leave()
 
-    def end(self) -> None:
-        """Read the structure if the root never ran, only its parts."""
+    def end(self) -> bool:
+        """Read the structure if the root never ran, only its parts.
+
+        Returns:
+            Whether any call of a module was seen in this step.
+        """
         self._read_structure()
+        return self._finished or any(known.calls for known in self._modules.values())
+
+    def leave(self) -> None:
+        """Take the hooks from the tensors of this step, which the user may hold on to."""
+        for hooks in self._hooked:
+            hooks.pop(self._key, None)
+        self._hooked.clear()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
 
     def truncated_notes(self) -> list[str]:
         """One line for each module that ran more often than is recorded."""
@@ -129,22 +159,62 @@ class ForwardReader:
             for name in sorted(self.truncated)
         ]
 
+    def enter(self) -> bool:
+        """A call from outside begins; whether it and what it calls are to be seen."""
+        if _backward_pass() != -1:
+            return not self._backward_over  # activation checkpointing computes it a second time
+        if self._finished:
+            self._on_another_pass()
+        return not self._finished and torch.is_grad_enabled() and not _only_traced()
+
     def saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Take what one call of one module gave; called by the forward hook."""
-        known = self._modules.get(id(module))
-        if known is None or _in_inference_mode():  # nothing of it can be trained on
-            return
+        """Take what one call of one module gave."""
+        known = self._modules[id(module)]
         if _in_transform():  # tensors within vmap and its kin have no numbers of their own
             return
         if _backward_pass() != -1:
-            self._saw_again(known, output)  # activation checkpointing computes it a second time
-            return
-        if self._finished:
-            self._on_another_pass()
-        if not self._finished and not self._take_again(known, module, output):
+            if not self._backward_over:
+                self._saw_again(known, output)
+        elif not self._finished and not self._take_again(known, module, output):
             self._take(known, module, args, output)
-        if not known.name:
-            self._end_of_forward(output)
+            if not known.name and self.structure is None:
+                self._on_first_output(args, output)
+
+    def left(self, module: nn.Module, output: Any) -> None:
+        """A call from outside has ended: of the network itself, or of a part of it."""
+        is_root = not self._modules[id(module)].name
+        if _backward_pass() != -1 or _in_transform():
+            return
+        roots = [t for t in floating_in(output) if t.requires_grad]
+        if is_root and not roots and not self._finished:
+            self.failed()  # a validation pass
+        if not roots or self._finished:
+            return
+        self._finished = is_root
+        for root in roots:
+            if self.structure is None:
+                self._roots.append(root.grad_fn)  # a hook that held it would keep the graph alive
+            take = partial(self._root_gradient, len(self._roots) - 1)
+            self._hook(root, self._guard.wrap("at the gradient of the output", take))
+
+    def again(self, module: nn.Module, output: Any) -> None:
+        """A further pass of the step has ended: its outputs are not taken, its backward is."""
+        is_root = not self._modules[id(module)].name
+        if not is_root or not self._finished or _backward_pass() != -1 or _only_traced():
+            return
+        for root in floating_in(output):
+            if root.requires_grad:
+                take = partial(self._root_gradient, -1)
+                self._hook(root, self._guard.wrap("at the gradient of the output", take))
+
+    def failed(self) -> None:
+        """Nothing of this forward pass counts."""
+        if _backward_pass() != -1:  # checkpointing stops as soon as it has what it needs
+            return
+        for known in self._modules.values():
+            for seen in known.outputs.values():
+                self._buffer.numel[seen.column] = UNSEEN
+        self.begin()
 
     def _take(self, known: _Module, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call = known.calls
@@ -152,7 +222,7 @@ class ForwardReader:
         if call >= MAX_CALLS:
             self.truncated.add(known.name)
             return
-        for index, tensor in enumerate(floating_in(output)):
+        for index, tensor in enumerate(floating_in(output)[:MAX_OUTPUTS]):
             if tensor.is_inference():  # made in the inference mode: no version, no gradient
                 continue
             made = self._seen.get(id(tensor))
@@ -171,7 +241,7 @@ class ForwardReader:
                 source = self._source(module, args)
                 node = tensor.grad_fn
                 self._calls.append(Call(known.name, call, index, node, made[2], made[3], source))
-        if self.has_fused_recurrence and isinstance(module, nn.RNNBase):
+        if isinstance(module, nn.RNNBase):
             self._take_time(known.name, module, args)
 
     def _take_again(self, known: _Module, module: nn.Module, output: Any) -> bool:
@@ -195,18 +265,19 @@ class ForwardReader:
         known.calls += 1
         return True
 
-    def lend(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    def lend(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Inputs for a fused recurrent layer that take a gradient, so that time can be seen.
 
         The tensor handed on is a new one on the same memory: no number changes, and the caller's
-        own tensor stays without a gradient.
+        own tensor stays without a gradient. The output must need one anyway.
         """
-        if not isinstance(module, nn.RNNBase) or id(module) not in self._modules or not args:
-            return None
+        trained = any(p.requires_grad for p in module.parameters())
+        if not trained or not args or type(module).forward not in _FUSED or self._finished:
+            return args
         sequence = args[0]
         fit = isinstance(sequence, Tensor) and sequence.is_floating_point()
         if not fit or sequence.requires_grad or not torch.is_grad_enabled():
-            return None
+            return args
         return (sequence.detach().requires_grad_(), *args[1:])
 
     def _take_time(self, name: str, module: nn.RNNBase, args: tuple[Any, ...]) -> None:
@@ -234,7 +305,7 @@ class ForwardReader:
             for column in columns:
                 self._buffer.numel[column] = grad.numel() // length
 
-        sequence.register_hook(take)  # type: ignore[no-untyped-call]  # torch's stub
+        self._hook(sequence, self._guard.wrap(f"at the gradient in time of '{name}'", take))
 
     def _source(self, module: nn.Module, args: tuple[Any, ...]) -> str:
         """For a normalisation: the module that made the very tensor it was given."""
@@ -254,7 +325,7 @@ class ForwardReader:
         """Have the gradient of the tensor as it is now read, before in-place changes."""
         node = tensor.grad_fn
         if node is None or tensor._backward_hooks is not None or type(tensor) is not Tensor:
-            tensor.register_hook(read)  # type: ignore[no-untyped-call]  # torch's stub
+            self._hook(tensor, read)
         else:
             self._register(tensor, node, read)
 
@@ -263,6 +334,16 @@ class ForwardReader:
         tensor._backward_hooks = hooks = OrderedDict()
         hooks[self._key] = read  # several times faster than as an argument
         node._register_hook_dict(tensor)
+        self._hooked.append(hooks)
+
+    def _hook(self, tensor: Tensor, read: Reader) -> None:
+        """The same for any tensor; at one that stays, nothing may."""
+        if tensor.grad_fn is not None:
+            handle = tensor.register_hook(read)  # type: ignore[no-untyped-call]  # torch's stub
+        else:  # a parameter, or an input of the user's
+            node = torch.autograd.graph.get_gradient_edge(tensor).node
+            handle = node.register_prehook(lambda gradients: read(gradients[0]))
+        self._handles.append(handle)
 
     def _new_output(
         self, name: str, module: nn.Module, call: int, index: int, tensor: Tensor
@@ -283,7 +364,13 @@ class ForwardReader:
             if type(module) in BOUNDS:
                 also.append(self._saturation_reader(column, *BOUNDS[type(module)]))
         reader = meter.output_reader(column, norm_only=self._norms_only)
-        return _Output(column, tensor.device, reader, tuple(also), meter.gradient_reader(gradient))
+        # Half precision alone is narrow enough for gradients to underflow: there zeros are counted.
+        narrow = tensor.dtype is torch.float16 and not self._norms_only
+        read_gradient = self._guard.wrap(
+            f"at the gradient of the output of '{name}'",
+            meter.gradient_reader(gradient, whole=narrow),
+        )
+        return _Output(column, tensor.device, reader, tuple(also), read_gradient)
 
     def _saturation_reader(self, column: int, low: float, high: float) -> Reader:
         buffer = self._buffer
@@ -308,35 +395,23 @@ class ForwardReader:
             if tensor.requires_grad and seen is not None:
                 self._await_gradient(tensor, seen.read_gradient)
 
-    def _end_of_forward(self, output: Any) -> None:
-        roots = [t for t in floating_in(output) if t.requires_grad]
-        if not roots:
-            if not self._finished:  # a validation pass: nothing of it counts
-                for known in self._modules.values():
-                    for seen in known.outputs.values():
-                        self._buffer.numel[seen.column] = UNSEEN
-                self.begin()
-            return
-        self._finished = True
-        for root in roots:
-            if self.structure is None:
-                self._roots.append(root.grad_fn)  # a hook that held it would keep the graph alive
-            take = partial(self._root_gradient, len(self._roots) - 1)
-            root.register_hook(take)  # type: ignore[no-untyped-call]  # torch's stub
-
     def _root_gradient(self, index: int, grad: Tensor) -> None:
         del grad
+        self._finished = True
         if self._roots:
             self._sinks.append(self._roots[index])
-        if not self._queued:
+        if not self._queued and _backward_pass() != -1:  # in compiled autograd there is none
             self._queued = True
+            self._before_backward()
             # A callback queued from a callback runs after those of DDP and FSDP, which finish
             # the gradients in callbacks of their own.
             queue = torch.autograd.Variable._execution_engine.queue_callback  # as DDP does
-            queue(lambda: queue(self._end_of_backward))
+            end = self._guard.wrap("at the end of the backward pass", self._end_of_backward)
+            queue(self._guard.wrap("at the end of the backward pass", partial(queue, end)))
 
     def _end_of_backward(self) -> None:
         self._queued = False
+        self._backward_over = True
         self._read_structure()
         self._after_backward()
 
@@ -361,6 +436,17 @@ def _place(call: int, index: int) -> int:
 
 def floating_in(output: Any) -> Sequence[Tensor]:
     """The tensors in what a module returned that can carry a gradient, whatever the nesting."""
-    if type(output) is Tensor and output.dtype is torch.float32:  # what most modules return
-        return (output,)
-    return [t for t in tensors_in(output) if t.is_floating_point() or t.is_complex()]
+    return [
+        t
+        for t in tensors_in(output)
+        if (t.is_floating_point() or t.is_complex()) and reductions.is_readable(t)
+    ]
+
+
+def _only_traced() -> bool:
+    """Whether what runs is being written down, by torch.jit, torch.fx or torch.export."""
+    if torch._C._get_tracing_state() is not None or is_fx_symbolic_tracing():
+        return True
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    return any(torch._C._get_dispatch_mode(key) is not None for key in _TRACERS)

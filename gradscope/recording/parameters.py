@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gradscope.recording import reductions
 from gradscope.recording.buffer import UNSEEN, StatisticsBuffer
+from gradscope.recording.carried import Carried
 from gradscope.recording.meters import Meters, with_gradient
 from gradscope.recording.optimizers import stepped_by
 from gradscope.recording.sharding import ShardExchange, is_sharded
@@ -45,11 +46,14 @@ class ParameterReader:
         """Of each parameter; 0 until it has a gradient or is known to get one."""
         self._versions: dict[int, int] = {}
         """Version of each when it was first seen, by identity."""
+        self._carried = Carried(buffer)
+        self.before_backward = self._carried.before_backward
         self.begin()
         self._look()
 
     def begin(self) -> None:
         """Forget the last step."""
+        self._carried.begin()
         self._marks = bytearray()
         """Of the gradients that were measured; see `Meters.gradients`."""
         self._remembered: list[int] = []
@@ -81,17 +85,39 @@ class ParameterReader:
         gone = [i for i, p in enumerate(self._parameters) if p.grad is None]
         if gone or not all(map(_is_trained, self._parameters)):
             self._leave_out_what_nobody_consumes(gone, optimizer)
+        if optimizer is not None and self._carried.thorough:
+            self._carried.consumed(stepped_by(optimizer))
 
     def _leave_out_what_nobody_consumes(self, gone: list[int], optimizer: Any) -> None:
-        """Of gradients that were taken away after the pass, or stayed when theirs was frozen."""
+        """Of gradients that were taken away after the pass, or stayed when theirs was frozen.
+
+        One that is gone is left out, as the optimizer leaves its parameter out. Where all are, a
+        zero_grad() stands between backward and the step, and they are recorded as the zeros that
+        they have become.
+        """
         by_any = set[int]().union(*(stepped_by(each) for each in self._optimizers))
         mine = None if optimizer is None else stepped_by(optimizer)
-        for i in gone:
-            if mine is None or id(self._parameters[i]) in mine:
+        gone = [i for i in gone if mine is None or id(self._parameters[i]) in mine]
+        seen = [i for i, column in enumerate(self._columns) if column and self._was_seen(column)]
+        left = [i for i in seen if mine is None or id(self._parameters[i]) in mine]
+        if optimizer is not None and left and set(left) <= set(gone):
+            self._put_zeros(left)
+        else:
+            for i in gone:
                 self._buffer.numel[self._columns[i]] = UNSEEN
         for i, parameter in enumerate(self._parameters):
             if not parameter.requires_grad and id(parameter) not in by_any:
                 self._buffer.numel[self._columns[i]] = UNSEEN
+
+    def _was_seen(self, column: int) -> bool:
+        return self._buffer.numel[column] != UNSEEN
+
+    def _put_zeros(self, indices: list[int]) -> None:
+        for device, mine in self._by_device(indices):
+            columns, _ = self._of(mine)
+            for name, value in (("norm", 0.0), ("abs_max", 0.0), ("zero", 1.0)):
+                values = self._buffer.constant(device, [value] * len(columns))
+                self._buffer.put(device, name, columns, values)
 
     def remember_weights(self, optimizer: Any) -> None:
         """Before the step: norms of the weights, and a sample of each to compare with after it."""
@@ -107,10 +133,11 @@ class ParameterReader:
         moved = [i for i in self._remembered if id(self._parameters[i]) in stepped]
         for device, mine in self._by_device(moved):
             columns, weights = self._of(mine)
-            self._meters.of(device).updates(columns, weights)
+            self._meters.of(device).updates(columns, weights, thorough=self._carried.thorough)
 
     def end(self) -> Iterator[str]:
         """Combine what the ranks of a sharded model measured; what they cannot, a line each."""
+        self._carried.end()
         return self._shards.end()
 
     def leave(self) -> None:
@@ -157,6 +184,7 @@ class ParameterReader:
         self._versions = {id(p): self._versions.get(id(p), _version(p)) for p in self._parameters}
         self._marks = bytearray()
         self._remembered = []
+        self._carried.cover(self._parameters, self._columns)
         self._shards.cover(
             {
                 column: p

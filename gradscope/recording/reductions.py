@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradscope.trace.vocabulary import HISTOGRAM_RANGE
 
@@ -24,6 +24,25 @@ from element to element than signs do."""
 
 RUN = 16
 """Neighbours that are sampled together: in float32 one cache line, the least that memory gives."""
+
+
+def is_readable(tensor: Tensor) -> bool:
+    """Whether a tensor has numbers of its own in one piece of memory.
+
+    Those on the meta device have none, nor fake ones, those within the transforms of torch.func
+    and of functionalisation; nested ones have several pieces.
+    """
+    kind = type(tensor)
+    if kind is not Tensor and kind is not nn.Parameter:
+        plain = kind.__torch_dispatch__ is torch._C._disabled_torch_dispatch_impl
+        if not plain and not hasattr(tensor, "to_local"):  # a DTensor has a local shard
+            return False
+    return not (
+        tensor.is_meta
+        or tensor.is_nested
+        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        or torch._is_functional_tensor(tensor)
+    )
 
 
 def local(tensor: Tensor) -> Tensor:

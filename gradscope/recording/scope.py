@@ -1,35 +1,37 @@
 """watch(): hooks on any module, statistics kept on the module's own device.
 
 Between two recorded steps nothing is attached to the network: only the optimizers' step hooks
-count. For a recorded step one *global* forward hook is installed, so that the modules themselves
-stay untouched: they pickle, copy and save as if nobody watched.
+count. For a recorded step its modules' calls are seen by `ModuleCalls`, which copies, pickles and
+compiled code do not notice. Whatever of this runs within the user's calls runs behind a `Guard`.
 """
 
 from __future__ import annotations
 
-import warnings
+import dataclasses
 import weakref
 from collections.abc import Sequence
+from functools import partial
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import nn
-from torch.nn.modules.module import (
-    register_module_forward_hook,
-    register_module_forward_pre_hook,
-)
-from torch.utils.hooks import RemovableHandle
 
-from gradscope.errors import GradscopeWarning, RecorderError
+from gradscope.errors import GradscopeError, RecorderError
 from gradscope.recording.assemble import complete, git_revision, ordered
-from gradscope.recording.buffer import StatisticsBuffer, finish, histograms
+from gradscope.recording.buffer import Row, StatisticsBuffer, finish, histograms
+from gradscope.recording.calls import ModuleCalls, is_ours
+from gradscope.recording.groups import Groups
+from gradscope.recording.guard import Guard, say
 from gradscope.recording.loss_scale import LossScale
 from gradscope.recording.meters import Meters
 from gradscope.recording.optimizers import Arguments, StepHooks, before_it_is_used, innermost
 from gradscope.recording.outputs import ForwardReader
 from gradscope.recording.parameters import ParameterReader
+from gradscope.recording.strangers import Strangers
 from gradscope.trace.table import RecordedStep, Trace
+from gradscope.trace.vocabulary import STATISTICS
 
 DEFAULT_EVERY = 50
 """A recorded step costs up to a tenth more on a CPU at a small batch; one in fifty is no matter."""
@@ -89,20 +91,26 @@ def watch(
             f"every={every} must be at least 1 and max_steps={max_steps} at least 32"
         )
     optimizers = innermost(optimizer)
-    model = _unwrapped(model)
-    existing = _WATCHED.get(model)
+    existing = _WATCHED.get(_unwrapped(model))
     if existing is not None and existing() is not None:
         raise RecorderError(
             "this model is watched already; close() the first scope before a second"
         )
-    return Scope(
-        model,
-        optimizers,
-        StatisticsBuffer(every, max_steps, histograms=histograms),
+    settings = partial(
+        Scope,
+        buffer=StatisticsBuffer(every, max_steps, histograms=histograms),
         activations=activations,
         norms_only=norms_only,
         scaler=scaler,
     )
+    try:
+        return settings(model, optimizers)
+    except GradscopeError:
+        raise
+    except Exception as fault:  # noqa: BLE001 - it is the user's training that is about to begin
+        idle = settings(nn.Module(), ())
+        idle._guard.trip("before the first step", fault)
+        return idle
 
 
 class Scope:
@@ -129,14 +137,21 @@ class Scope:
         self._norms_only = norms_only
         self._scaler = LossScale(scaler, buffer)
         self._meters = Meters(buffer)
+        self._guard = Guard(self._stand_aside)
         self._parameters = ParameterReader(model, optimizers, buffer, self._meters)
+        self._groups = Groups(model, optimizers)
+        self._strangers = Strangers(model)
         self._forward = ForwardReader(
             model,
             buffer,
             self._meters,
+            self._guard,
             norms_only=norms_only,
+            before_backward=self._before_backward,
             after_backward=self._after_backward,
             on_another_pass=self._on_another_pass,
+            on_compiled=self._on_compiled,
+            on_first_output=self._strangers.look,
         )
         self._step = 0
         self._begun: set[int] = set()
@@ -144,12 +159,13 @@ class Scope:
         self._measured = False
         self._recording = False
         self._trace: Trace | None = None
-        self._hooks: list[RemovableHandle] = []
-        self._steps = [StepHooks(o, self._before_step, self._after_step) for o in optimizers]
-        _WATCHED[model] = weakref.ref(self)
-        # A scope that is forgotten takes the hooks on all modules with it.
-        weakref.finalize(self, _remove, self._hooks).atexit = False
-        self._arm()
+        before = self._guard.wrap("before the optimizer's step", self._before_step)
+        after = self._guard.wrap("after the optimizer's step", self._after_step)
+        self._steps = [StepHooks(each, before, after) for each in optimizers]
+        _WATCHED[_unwrapped(model)] = weakref.ref(self)
+        # A scope that is forgotten leaves the modules to themselves.
+        weakref.finalize(self, ModuleCalls.detach, self._forward.calls).atexit = False
+        self._guard.wrap("at its beginning", self._arm)()
 
     def __enter__(self) -> Self:
         return self
@@ -172,38 +188,66 @@ class Scope:
             raise RecorderError("this scope has an optimizer, whose step() ends the step")
         if self._trace is not None:
             raise RecorderError("this scope is closed; watch the model again")
+        self._guard.wrap("at the end of a step", self._step_by_hand)()
+
+    def close(self) -> None:
+        """Detach from the model and the optimizers; the trace stays available."""
+        if self._trace is not None:
+            return
+        self._guard.wrap("at its end", self._look_for_unseen_steps)()
+        self._leave()
+        self._guard.wrap("at its end", self._buffer.release)()
+        self._trace = self.trace()
+
+    def trace(self) -> Trace:
+        """What was recorded so far, whole steps only; copies the device buffer once."""
+        if self._trace is not None:
+            return self._trace
+        try:
+            return self._build_trace(self._buffer.rows())
+        except Exception as fault:  # noqa: BLE001 - what was recorded is not lost with it
+            self._guard.trip("when the trace was made", fault)
+        try:
+            return self._build_trace(self._buffer.rows_at_hand())
+        except Exception:  # noqa: BLE001 - said already; nothing can be told but why
+            return Trace(
+                (),
+                (),
+                torch.empty((0, 0, len(STATISTICS)), dtype=torch.float32, device="cpu"),
+                torch.empty((0, 0), dtype=torch.bool, device="cpu"),
+                metadata={"blind_spots": list(self.blind_spots)},
+            )
+
+    def _leave(self) -> None:
+        self._recording = False
+        self._forward.calls.detach()
+        self._forward.leave()
+        for each in self._steps:
+            each.remove()
+        self._parameters.leave()
+        _WATCHED.pop(_unwrapped(self._model), None)
+
+    def _stand_aside(self, fault: str) -> None:
+        """After a fault, for good."""
+        try:
+            self._leave()
+        finally:
+            self._say(fault)
+
+    def _step_by_hand(self) -> None:
         if self._recording:
             self._parameters.measure(None)
             if not self._norms_only:
                 self._parameters.remember_weights(None)
         self._end_step()
 
-    def close(self) -> None:
-        """Detach from the model and the optimizers; the trace stays available."""
-        if self._trace is not None:
-            return
-        self._recording = False
-        self._detach_forward()
-        self._look_for_unseen_steps()
-        for each in self._steps:
-            each.remove()
-        self._parameters.leave()
-        _WATCHED.pop(self._model, None)
-        self._trace = self._build_trace()
-        self._buffer.release()
-
-    def trace(self) -> Trace:
-        """What was recorded so far, whole steps only; copies the device buffer once."""
-        return self._trace if self._trace is not None else self._build_trace()
-
     def _arm(self) -> None:
         self._measured = False
         self._begun.clear()
         self._stepped.clear()
         self._recording = self._buffer.wants(self._step)
-        if not self._recording or self._step == 1:  # the first step has a hook of its own
-            self._detach_forward()
         if not self._recording:
+            self._forward.calls.detach()
             return
         self._buffer.begin()
         self._scaler.begin()
@@ -213,42 +257,20 @@ class Scope:
             self._install()
 
     def _install(self) -> None:
-        if self._hooks:  # still there from the last step
+        calls = self._forward.calls
+        if calls and not calls.displaced():  # still there from the last step
             return
         if _compiled(self._model):
-            self._cannot_see(_COMPILED)
-            return
-        self._hooks.append(register_module_forward_hook(self._forward.hook))
-        if self._forward.has_fused_recurrence:  # a hook before every module costs, so only then
-            forward = weakref.ref(self._forward)
+            self._on_compiled()
+        elif not calls:
+            calls.attach({id(m): m for m in self._model.modules()})
 
-            def lend(module: nn.Module, args: Any) -> Any:
-                reader = forward()
-                return None if reader is None else reader.lend(module, args)
-
-            self._hooks.append(register_module_forward_pre_hook(lend))
-        if self._step == 0:
-            first_call = weakref.WeakMethod(self._first_call)
-
-            def before(module: nn.Module, args: Any) -> None:
-                del args
-                watching = first_call()
-                if watching is not None:
-                    watching(module)
-
-            self._hooks.append(register_module_forward_pre_hook(before))
-
-    def _first_call(self, module: nn.Module) -> None:
-        """Step aside before `torch.compile` traces the hooks of a model that it wraps."""
-        if getattr(module, "_orig_mod", None) is self._model:
-            self._detach_forward()
-            self._cannot_see(_COMPILED)
-
-    def _detach_forward(self) -> None:
-        _remove(self._hooks)
+    def _on_compiled(self) -> None:
+        self._cannot_see(_COMPILED)
 
     def _cannot_see(self, blind_spot: str) -> None:
         self._activations = False
+        self._forward.calls.detach()
         self._say(blind_spot)
 
     def _look_for_unseen_steps(self) -> None:
@@ -259,11 +281,15 @@ class Scope:
 
     def _say(self, blind_spot: str) -> None:
         self.blind_spots = (*self.blind_spots, blind_spot)
-        warnings.warn(f"gradscope: {blind_spot}", GradscopeWarning, stacklevel=2)
+        say(blind_spot)
 
     def _on_another_pass(self) -> None:
         if self._scaler.updated():  # a GradScaler went on without calling optimizer.step()
             self._end_step(skipped=True)
+
+    def _before_backward(self) -> None:
+        if self._recording:
+            self._parameters.before_backward()
 
     def _after_backward(self) -> None:
         if not self._recording:
@@ -283,6 +309,7 @@ class Scope:
         self._begun.add(id(optimizer))
         if not self._recording:
             return None
+        self._groups.note(self._step, optimizer)
         scale = self._scaler.left_to(optimizer)
         self._measured = False
 
@@ -295,7 +322,8 @@ class Scope:
                     self._parameters.remember_weights(optimizer)
                 first = False
 
-        with_closure = before_it_is_used((args, kwargs), measure)
+        guarded = self._guard.wrap("before the optimizer's step", measure)
+        with_closure = before_it_is_used((args, kwargs), guarded)
         if with_closure is None:
             measure()
         return with_closure
@@ -318,18 +346,25 @@ class Scope:
         if self._recording:
             for blind_spot in self._parameters.end():
                 self._say(blind_spot)
-            self._forward.end()
+            seen = self._forward.end()
             self._meters.end()
             scaled = frozenset(self._forward.gradients if self._scaler.active else ())
             self._buffer.end(RecordedStep(self._step, self.epoch, skipped=skipped), scaled)
+            if self._activations and not seen and _can_be_called(self._model):
+                self._cannot_see(_COMPILED if _compiled(self._model) else _UNSEEN)
+            self._forward.calls.thread = get_ident() if seen else None
         self._step += 1
         self._arm()
 
-    def _build_trace(self) -> Trace:
-        rows = self._buffer.rows()
+    def _build_trace(self, rows: list[Row]) -> Trace:
         columns = self._buffer.columns
         values, present = finish(rows, columns)
-        structure = complete(self._forward.structure, self._model, self._parameters.ever())
+        structure = dataclasses.replace(
+            complete(self._forward.structure, self._model, self._parameters.ever()),
+            groups=self._groups.describe(),
+            strangers=self._strangers.named(self._groups.held()),
+        )
+        self._groups.forget_all_but([row.step for row in rows])
         return Trace(
             tensors=ordered(columns, structure),
             steps=tuple(row.step for row in rows),
@@ -337,6 +372,7 @@ class Scope:
             present=present,
             structure=structure,
             histograms=histograms(rows, len(columns)),
+            logged=self._groups.logged(),
             metadata={
                 "torch": torch.__version__,
                 "git": git_revision(),
@@ -347,14 +383,8 @@ class Scope:
         )
 
 
-def _remove(hooks: list[RemovableHandle]) -> None:
-    for hook in hooks:
-        hook.remove()
-    hooks.clear()
-
-
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside `torch.compile`'s wrapper, whose parameters have the user's names."""
+    """The module inside `torch.compile`'s wrapper."""
     inner = getattr(model, "_orig_mod", None)
     return inner if isinstance(inner, nn.Module) else model
 
@@ -373,14 +403,24 @@ _COMPILED = (
     "watch or probe the uncompiled model to see them"
 )
 
+_UNSEEN = (
+    "no call of the network or of its parts was seen in a recorded step, as where it runs within a "
+    "compiled function: its parameter gradients are recorded, its activations are not"
+)
+
+
+def _can_be_called(model: nn.Module) -> bool:
+    """Whether any of its modules has a `forward`; a list of parameters has none."""
+    return any(type(m).forward is not nn.Module.forward for m in model.modules())
+
 
 def _compiled(model: nn.Module) -> bool:
     found: list[nn.Module | None] = [model]  # several times faster than model.modules()
     for module in found:
         if module is None:
             continue
-        children = module._modules
-        if module._compiled_call_impl is not None or "_orig_mod" in children:
+        children, entry = module._modules, module._compiled_call_impl
+        if "_orig_mod" in children or (entry is not None and not is_ours(entry)):
             return True
         if children:
             found.extend(children.values())

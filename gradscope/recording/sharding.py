@@ -14,10 +14,10 @@ from gradscope.recording.agreement import Agreement
 from gradscope.recording.buffer import UNSEEN, StatisticsBuffer
 from gradscope.recording.meters import Meters
 
-OF_GRADIENT = ("norm", "unclipped")
+OF_GRADIENT = ("norm", "unclipped", "carried")
 OF_WEIGHT = ("weight_norm", "update")
 NORMS = (*OF_GRADIENT, *OF_WEIGHT)
-NAMES = (*NORMS, "abs_max", "zero", "nonfinite")
+NAMES = (*NORMS, "abs_max", "zero", "nonfinite", "unchanged")
 
 
 def is_sharded(tensor: Any) -> bool:

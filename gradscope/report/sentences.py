@@ -19,6 +19,7 @@ VERDICTS = {
     "dead": "dead",
     "non-finite": "non-finite",
     "disconnected": "disconnected",
+    "stalled": "stalled",
     "inconclusive": "inconclusive",
 }
 """Verdict of the diagnosis -> how it stands after "is" or "are"."""

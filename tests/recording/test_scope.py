@@ -944,13 +944,14 @@ def test_compiled_models_say_what_they_hide(late):
         warnings.simplefilter("always")
         if not late:
             compiled(inputs)
-        with gradscope.watch(model if late else compiled, optimizer, every=1) as scope:
+        watched = model if late else compiled
+        with gradscope.watch(watched, optimizer, every=1) as scope:
             for _ in range(3):
                 step(compiled, optimizer, inputs)
     ours = [w for w in caught if issubclass(w.category, GradscopeWarning)]
     assert len(ours) == 1
     assert "compiled" in str(ours[0].message)
     assert scope.blind_spots
-    for name, parameter in model.named_parameters():
+    for name, parameter in watched.named_parameters():  # `_orig_mod.0.weight` as compiled
         assert recorded(scope, "weight", name) == pytest.approx([float(parameter.grad.norm())] * 3)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

@@ -384,10 +384,13 @@ def test_changes_are_noticed(stored, name):
 
 @pytest.mark.parametrize(
     ("name", "repeats"),
-    [("convolutions", 1), *(pytest.param(n, 3, marks=pytest.mark.slow) for n in SUBJECTS)],
+    [
+        ("convolutions", 1),
+        *(pytest.param(n, 1 if n == "resnet18" else 3, marks=pytest.mark.slow) for n in SUBJECTS),
+    ],
 )
 def test_unchanged_runs_pass(stored, name, repeats):
-    """None of 36 runs, 216 in all, is taken for a change: threads, kernels, oneDNN, repeated."""
+    """None of 204 runs in all is taken for a change: threads, kernels, oneDNN, repeated."""
     subject = SUBJECTS[name]()
     before = stored(subject)
     ways = itertools.product((1, 2, 3), (True, False), (True, False))

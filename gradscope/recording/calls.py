@@ -1,0 +1,240 @@
+"""ModuleCalls: sees what the modules of a network are called with and give, while it is attached.
+
+torch's hooks on modules would not do. A hook on all modules is seen by Dynamo in every compiled
+function of the process, one on a module by whoever copies it, and by layers that take another way
+where there is a hook. But before a module calls its `forward`, torch asks it for
+`_compiled_call_impl`, where `Module.compile()` puts compiled code: Dynamo looks past it, and
+`Module.__getstate__` leaves it out of copies and pickles.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from threading import get_ident
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from gradscope.recording.guard import Guard, in_compiled_code, unobserved, unseen_by_dynamo
+
+_ENTRY = "_compiled_call_impl"
+
+_in_backward = torch._C._current_graph_task_id  # DDP asks the same way whether one is running
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+
+
+class Reader(Protocol):
+    """What is told of the calls."""
+
+    def enter(self) -> bool:
+        """A call from outside begins; whether it and what it calls are to be seen."""
+
+    def saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """A module gave an output."""
+
+    def left(self, module: nn.Module, output: Any) -> None:
+        """A call from outside has ended, after it was seen."""
+
+    def again(self, module: nn.Module, output: Any) -> None:
+        """A call from outside has ended that was not to be seen."""
+
+    def failed(self) -> None:
+        """A call from outside raised."""
+
+    def lend(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """What a recurrent layer is to be called with."""
+
+    def compiled(self) -> None:
+        """A module was called from within compiled code."""
+
+
+class ModuleCalls:
+    """The calls of the modules of one network; keeps neither the network nor the reader alive."""
+
+    def __init__(self, reader: Reader, guard: Guard) -> None:
+        self.reader = weakref.ref(reader)
+        self.guard = guard
+        self.depth = 0
+        """Calls of the network's modules that are running, one within the other."""
+        self.open = False
+        """Whether the outermost of them is to be seen."""
+        self.thread: int | None = None
+        """The thread that trains; None: the first one that runs the network with gradients."""
+        self._attached: list[weakref.ref[_Call]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._attached)
+
+    def attach(self, modules: dict[int, nn.Module]) -> None:
+        """Stand before the calls of modules, given by identity."""
+        for module in modules.values():
+            call = _Call(module, self)
+            module.__dict__[_ENTRY] = call
+            self._attached.append(weakref.ref(call))
+
+    def detach(self) -> None:
+        """Leave the modules as they were."""
+        for known in self._attached:
+            call = known()
+            if call is not None:
+                call.leave()
+        self._attached.clear()
+
+    def displaced(self) -> bool:
+        """Whether somebody, such as `Module.compile()`, put something else in our place."""
+        return any(call is None or not call.is_in_place() for call in (c() for c in self._attached))
+
+    def elsewhere(self, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call in another thread, of another module with a copied dictionary, or compiled."""
+        caller = sys._getframe(2).f_locals.get(
+            "self"
+        )  # two up: who asked for `_compiled_call_impl`
+        if isinstance(caller, nn.Module) and caller is not call.module:
+            implementation: Any = type(caller)._call_impl
+            return implementation(caller, *args, **kwargs)  # a replica of DataParallel
+        reader = self.reader()
+        if reader is None or self.guard.faulty:
+            return call.inner(*args, **kwargs)
+        if in_compiled_code():
+            self.guard.wrap("at a call from compiled code", reader.compiled)()
+        elif self.thread is None and torch.is_grad_enabled():
+            self.thread = get_ident()
+            return call(*args, **kwargs)
+        elif _in_backward() != -1:  # checkpointing computes on the thread of the backward pass
+            output = call.inner(*args, **kwargs)
+            self.guard.wrap("at a recomputed output", reader.saw)(call.module, args, output)
+            return output
+        return call.inner(*args, **kwargs)
+
+
+class _Call:
+    """What torch calls instead of one module; to copies and pickles it is None."""
+
+    __slots__ = ("__weakref__", "_calls", "_lends", "inner", "module")
+
+    def __init__(self, module: nn.Module, calls: ModuleCalls) -> None:
+        before = module.__dict__.get(_ENTRY)
+        self.module = module
+        self.inner = module._call_impl if before is None else before
+        """What is to be called: the module, or what another scope put in its place."""
+        self._calls = calls
+        self._lends = isinstance(module, nn.RNNBase)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()
+
+    def is_in_place(self) -> bool:
+        """Whether torch still calls it."""
+        found = self.module.__dict__.get(_ENTRY)
+        while isinstance(found, _Call) and found is not self:
+            found = found.inner
+        return found is self
+
+    def leave(self) -> None:
+        """Leave the module to itself, or to another scope."""
+        attributes = self.module.__dict__
+        above = attributes.get(_ENTRY)
+        if above is self:
+            if isinstance(self.inner, _Call):
+                attributes[_ENTRY] = self.inner
+            else:
+                del attributes[_ENTRY]
+            return
+        while isinstance(above, _Call):
+            if above.inner is self:
+                above.inner = self.inner
+                return
+            above = above.inner
+
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        if _is_dynamo_compiling():  # a module with hooks of its own, whose call Dynamo traces
+            return self.inner(*args, **kwargs)
+        calls = self._calls
+        if calls.thread != get_ident() or in_compiled_code():
+            return calls.elsewhere(self, args, kwargs)
+        if not calls.depth:
+            self._enter()
+        calls.depth += 1
+        try:
+            if self._lends and calls.open:
+                args = self._lent(args)
+            output = self.inner(*args, **kwargs)
+        except BaseException:
+            calls.depth -= 1
+            if not calls.depth:
+                self._failed()
+            raise
+        calls.depth -= 1
+        if calls.open:
+            self._saw((*args, *kwargs.values()) if kwargs else args, output)
+        elif not calls.depth:
+            self._again(output)
+        return output
+
+    # Faults are caught here, in place: a wrapper a call would cost as much as the calls themselves.
+
+    def _enter(self) -> None:
+        calls = self._calls
+        reader = calls.reader()
+        calls.open = False
+        if reader is not None and not calls.guard.faulty:
+            try:
+                calls.open = reader.enter()
+            except Exception as fault:  # noqa: BLE001 - that is what the guard is for
+                calls.guard.trip("at the beginning of a forward pass", fault)
+
+    def _saw(self, args: tuple[Any, ...], output: Any) -> None:
+        calls = self._calls
+        reader = calls.reader()
+        if reader is None or calls.guard.faulty:
+            return
+        try:
+            unobserved(reader.saw, self.module, args, output)
+            if not calls.depth:
+                unobserved(reader.left, self.module, output)
+        except Exception as fault:  # noqa: BLE001 - that is what the guard is for
+            calls.guard.trip(f"at an output of {type(self.module).__name__}", fault)
+
+    def _again(self, output: Any) -> None:
+        calls = self._calls
+        reader = calls.reader()
+        if reader is None or calls.guard.faulty:
+            return
+        try:
+            unobserved(reader.again, self.module, output)
+        except Exception as fault:  # noqa: BLE001 - that is what the guard is for
+            calls.guard.trip("after a further forward pass", fault)
+
+    def _failed(self) -> None:
+        calls = self._calls
+        reader = calls.reader()
+        if reader is not None and calls.open and not calls.guard.faulty:
+            try:
+                reader.failed()
+            except Exception as fault:  # noqa: BLE001 - that is what the guard is for
+                calls.guard.trip("after a forward pass that failed", fault)
+
+    def _lent(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        calls = self._calls
+        reader = calls.reader()
+        if reader is not None and not calls.guard.faulty:
+            try:
+                lent: tuple[Any, ...] = unobserved(reader.lend, self.module, args)
+                return lent  # noqa: TRY300 - nothing else may raise here
+            except Exception as fault:  # noqa: BLE001 - that is what the guard is for
+                calls.guard.trip("at the input of a recurrent layer", fault)
+        return args
+
+
+def is_ours(entry: Any) -> bool:
+    """Whether what stands before a module's call was put there by a scope."""
+    return isinstance(entry, _Call)
+
+
+unseen_by_dynamo(in_compiled_code, callees=True)
+unseen_by_dynamo(_Call.__call__, callees=False)
+unseen_by_dynamo(ModuleCalls.elsewhere, callees=False)
+for _own in (_Call._enter, _Call._saw, _Call._again, _Call._failed, _Call._lent):
+    unseen_by_dynamo(_own, callees=True)
