@@ -7,6 +7,7 @@ compiled code do not notice. Whatever of this runs within the user's calls runs 
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections.abc import Sequence
 from functools import partial
