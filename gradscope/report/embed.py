@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from gradscope.report.chart import PALETTE, PALETTE_DARK, Chart
+from gradscope.report.chart import DASHES, PALETTE, PALETTE_DARK, SYMBOLS, Chart
+from gradscope.report.scheme import Scheme
 from gradscope.study.effects import METRICS
 from gradscope.study.tables import Tables
 
@@ -81,13 +82,14 @@ def template_text(name: str) -> str:
     return resources.files("gradscope.report").joinpath("templates", name).read_text("utf-8")
 
 
-def study_data(tables: Tables) -> dict[str, Any]:
+def study_data(tables: Tables, scheme: Scheme) -> dict[str, Any]:
     """What the filters work on: factors, variants, and the outcomes of each cell."""
     of = tables.variant_of
     rows = tables.cell_rows
     return {
         "factors": [{"name": f.name, "levels": f.levels} for f in tables.factors],
         "variants": [{"label": v.label, "levels": v.levels} for v in tables.variants],
+        "name": tables.study.name,
         "cells": [
             {
                 "v": of[i],
@@ -99,6 +101,9 @@ def study_data(tables: Tables) -> dict[str, Any]:
             for i, row in enumerate(rows)
         ],
         "palette": {"light": PALETTE, "dark": PALETTE_DARK},
+        "dashes": DASHES,
+        "symbols": SYMBOLS,
+        "scheme": {"colour": scheme.colour_by, "dash": scheme.dash_by},
     }
 
 
@@ -108,9 +113,24 @@ def finite(value: float) -> float | None:
 
 
 def chart_data(chart: Chart) -> dict[str, Any]:
-    """The figures of one chart as the script draws them."""
-    panels = [_jsonable({"data": p.data, "layout": p.layout}) for p in chart.panels]
-    return {"panels": panels, "lines": chart.lines, "options": chart.options}
+    """The figures of one chart as the script draws them; names of points stand once."""
+    names: dict[tuple[str, ...], int] = {}
+    panels = []
+    for panel in chart.panels:
+        data = [
+            {**trace, "text": names.setdefault(tuple(trace["text"]), len(names))}
+            if trace.get("meta", {}).get("styled") and trace.get("text")
+            else trace
+            for trace in panel.data
+        ]
+        panels.append(_jsonable({"title": panel.title, "data": data, "layout": panel.layout}))
+    return {
+        "panels": panels,
+        "names": list(names),
+        "legend": [vars(key) for key in chart.legend],
+        "lines": chart.lines,
+        "options": chart.options,
+    }
 
 
 def _jsonable(value: Any) -> Any:
