@@ -89,7 +89,7 @@ def study_data(tables: Tables, scheme: Scheme) -> dict[str, Any]:
     return {
         "factors": [{"name": f.name, "levels": f.levels} for f in tables.factors],
         "variants": [{"label": v.label, "levels": v.levels} for v in tables.variants],
-        "name": tables.study.name,
+        "noun": "runs" if tables.kind == "traces" else "cells",
         "cells": [
             {
                 "v": of[i],

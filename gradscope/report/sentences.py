@@ -38,17 +38,19 @@ def health(tables: Tables) -> str:
     verdicts = Counter(r.verdict for r in tables.readings if r.verdict)
     judged = sum(verdicts.values())
     total = len(tables.readings)
+    noun = "run" if tables.kind == "traces" else "cell"
     if not judged:
-        return f"None of the {labels.count(total, 'cell')} has a recorded gradient yet."
+        return f"None of the {labels.count(total, noun)} has a recorded gradient yet."
     if total == 1:
         return f"The gradient is {next(iter(verdicts))}."
     if len(verdicts) == 1 and judged == total:
         verdict = next(iter(verdicts))
-        return f"All {total} cells are {verdict}."
+        return f"All {total} {noun}s are {verdict}."
     parts = [
         f"{n} {'is' if n == 1 else 'are'} {v}" for v, n in verdicts.most_common()
     ]
-    of = f"{judged} of {total} cells that have a gradient" if judged < total else f"{total} cells"
+    of = f"{judged} of {total} {noun}s that have a gradient"
+    of = of if judged < total else f"{total} {noun}s"
     return f"Of the {of}, {labels.listed(parts, 8)}."
 
 
@@ -86,7 +88,7 @@ def _change(decades: float, slope: float) -> str:
         return "stays as it was"
     verb = "shrinks" if decades < 0 else "grows"
     size = abs(decades)
-    factor = labels.number(10 ** min(size, 300.0), 2)
+    factor = f"{float(f'{10**size:.2g}'):,.4g}" if size < 4 else f"10^{size:.1f}"
     words = f"{verb} by a factor of {factor} ({labels.number(size, 2)} decades)"
     if decades * slope > 0:
         words += f", {labels.number(abs(slope), 2)} decades in a typical block"
@@ -144,7 +146,7 @@ def completeness(tables: Tables) -> tuple[str, ...]:
 
 def certainty(tables: Tables) -> str:
     """How sure the comparisons are."""
-    if len(tables.variants) < 2:
+    if len(tables.variants) < 2 or tables.kind == "traces":
         return ""
     n = tables.n_seeds
     if n < 2:

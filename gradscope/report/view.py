@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -56,8 +57,7 @@ def columns(tables: Tables) -> list[Column]:
     told = [
         Column("verdict", "gradient", "verdict of the diagnosis"),
         Column("val_accuracy", "accuracy", "validation, after the last epoch", is_number=True),
-        Column("val_low", "from", "lower end of its 95 % interval over the images", True),
-        Column("val_high", "to", "upper end of its 95 % interval over the images", True),
+        Column("val_low", "95 %", "interval of the accuracy over the draw of its images"),
         Column("status", "status", "not learning: at the loss and accuracy of chance"),
         *factors,
         Column("rests_on", "verdict rests on", "stretch of the network, and its decades"),
@@ -146,8 +146,6 @@ def _entries(
 
 _WRITTEN: dict[str, Callable[[float], str]] = {
     "val_accuracy": labels.percent,
-    "val_low": labels.percent,
-    "val_high": labels.percent,
     "fit_accuracy": labels.percent,
     "gap": labels.percent,
     "duration_s": labels.duration,
@@ -164,6 +162,10 @@ def _entry(column: Column, row: Mapping[Any, Any]) -> Entry:
     value = row[column.key]
     if column.key in ("status", "verdict"):
         return Entry(value or labels.MISSING, value, badge=value)
+    if column.key == "val_low":
+        ends = (labels.percent(row["val_low"], 0), labels.percent(row["val_high"], 0))
+        known = math.isfinite(row["val_low"])
+        return Entry(" to ".join(ends) if known else labels.MISSING, finite(row["val_low"]))
     if not column.is_number:
         return Entry(str(value) or labels.MISSING, str(value))
     written = _WRITTEN.get(column.key.removesuffix("_sd"), labels.number)

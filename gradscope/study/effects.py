@@ -120,8 +120,9 @@ def effects(tables: Tables) -> tuple[Effect, ...]:
         Those comparisons that the study allows, metric by metric, main effects first.
     """
     found: list[Effect] = []
+    rows = tables.cell_rows
     for metric in METRICS:
-        outcomes = _outcomes(tables, metric)
+        outcomes = _outcomes(tables, rows, metric)
         labels = {variant.levels: variant.label for variant in tables.variants}
         of_metric = [*_main(tables.factors, outcomes), *_interactions(tables.factors, outcomes)]
         named = [replace(e, metric=metric.key, **_carrier(p, outcomes, labels)) for e, p in of_metric]
@@ -134,8 +135,7 @@ def to_frame(found: Iterable[Effect]) -> pd.DataFrame:
     return pd.DataFrame([vars(e) for e in found], columns=list(Effect.__dataclass_fields__))
 
 
-def _outcomes(tables: Tables, metric: Metric) -> Outcomes:
-    rows = tables.cell_rows
+def _outcomes(tables: Tables, rows: Sequence[dict[str, Any]], metric: Metric) -> Outcomes:
     found: dict[Levels, dict[int, float]] = {}
     for variant in tables.variants:
         values = {int(rows[i]["seed"]): float(metric.of(rows[i])) for i in variant.cells}
@@ -250,6 +250,8 @@ def _carrier(
     whole = means.mean()
     rest = (means.sum() - means) / (len(means) - 1)
     odd = int(np.abs(rest - whole).argmax())
+    if np.isclose(rest[odd], whole, rtol=1e-9, atol=1e-12):
+        return {}
     if rest[odd] * whole > 0 and abs(rest[odd]) >= abs(whole) / 2:
         return {}
     at = {term: float(np.mean(list(outcomes[term].values()))) for p in pairs for term in p.terms}
@@ -298,12 +300,22 @@ def estimate(pairs: Sequence[Floats]) -> dict[str, Any]:
 
 def _corrected(found: list[Effect]) -> list[Effect]:
     """The same effects with p corrected by Holm's method over all of them that have one."""
-    from statsmodels.stats.multitest import multipletests
-
     tested = [i for i, e in enumerate(found) if math.isfinite(e.p)]
-    if not tested:
-        return found
-    corrected = multipletests([found[i].p for i in tested], method="holm")[1]
+    corrected = holm([found[i].p for i in tested])
     for i, p in zip(tested, corrected, strict=True):
-        found[i] = replace(found[i], p_holm=float(p))
+        found[i] = replace(found[i], p_holm=p)
     return found
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values corrected for their number, step by step (Holm 1979).
+
+    The k-th smallest counts as many times as are left, and no less than the one before. Here, since
+    that of statsmodels collects garbage over the whole process at each call.
+    """
+    corrected = [0.0] * len(p)
+    least = 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        least = max(least, min(1.0, (len(p) - rank) * p[i]))
+        corrected[i] = least
+    return corrected

@@ -58,18 +58,6 @@ LAYERS: tuple[tuple[str, str, LineChart], ...] = (
     ),
     (
         "outputs",
-        "rms",
-        _layer_line(
-            "activations",
-            "Size of the outputs",
-            "Root mean square of what each module gives out, median over the recorded steps: it "
-            "should keep its order of magnitude from the input (left) to the output (right).",
-            "rms",
-            table="outputs",
-        ),
-    ),
-    (
-        "outputs",
         "dead",
         _layer_line(
             "dead",
@@ -85,8 +73,8 @@ LAYERS: tuple[tuple[str, str, LineChart], ...] = (
         "zero",
         _layer_line(
             "zero",
-            "Zeros in the outputs",
-            "Share of output values that are exactly zero; about half behind a ReLU at the start.",
+            "Zeros behind rectifiers",
+            "Share of the outputs of rectifiers that are exactly zero; about half behind a ReLU at the start.",
             "zero",
             log=False,
             table="outputs",
@@ -162,25 +150,49 @@ COURSE: tuple[tuple[str, LineChart], ...] = (
 """Column of the table ``course``, and how it is drawn against the steps."""
 
 
+_ACTIVATIONS = _layer_line(
+    "activations",
+    "Size of the outputs",
+    "Root mean square of what each block gives out, geometric mean over the recorded steps: it "
+    "should keep its order of magnitude from the input (left) to the output (right).",
+    "rms",
+    table="blocks",
+)
+
+
 def by_layer(drawing: Drawing) -> tuple[Chart, ...]:
     """Updates, weight norms, outputs and their shares, against the layers."""
-    charts = (
+    charts = [
         line_chart(drawing, spec, partial(_over_layers, table, column))
         for table, column, spec in LAYERS
-    )
+    ]
+    charts.append(line_chart(drawing, _ACTIVATIONS, _over_blocks))
     return tuple(chart for chart in charts if chart is not None)
 
 
+def _over_blocks(reading: Reading) -> Series | None:
+    """The rms of the blocks' outputs; of a network without blocks there is none."""
+    flow = reading.flow
+    if flow is None or not any(map(math.isfinite, flow.log10_activation)):
+        return None
+    hover = [f"{name} ({reading.types[name]})" if name in reading.types else name for name in flow.blocks]
+    return Series(range(len(hover)), [10.0**v for v in flow.log10_activation], flow.blocks, hover)
+
+
 def _over_layers(table: str, column: str, reading: Reading) -> Series | None:
-    """One column against the layers that have it; shares of zero everywhere are not drawn."""
+    """One column against the layers that have it; shares of zero everywhere are not drawn.
+
+    Zeros are drawn of rectifiers alone, which are those that can die.
+    """
     measured = reading.measured.get(table, {})
     names = measured.get("layer") or measured.get("output") or ()
+    asked = measured.get("dead" if column == "zero" else column, ())
     known = [
         (name, value, kind)
-        for name, value, kind in zip(
-            names, measured.get(column, ()), measured.get("type", ()), strict=True
+        for name, value, kind, told in zip(
+            names, measured.get(column, ()), measured.get("type", ()), asked, strict=True
         )
-        if math.isfinite(value)
+        if math.isfinite(value) and math.isfinite(told)
     ]
     if not any(value for _, value, _ in known):
         return None

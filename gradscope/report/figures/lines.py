@@ -197,7 +197,8 @@ def _limits(values: Floats, spec: LineChart) -> list[float]:
     if spec.reference is not None:
         at = math.log10(spec.reference) if spec.log else spec.reference
         low, high = min(low, at), max(high, at)
-    pad = 0.05 * (high - low) or 0.5
+    span = high - low
+    pad = 0.05 * span if span > 1e-6 * max(1.0, abs(high)) else 0.5 if spec.log else 0.1
     return [low - pad, high + pad]
 
 
@@ -226,18 +227,25 @@ def _line_at(y: float) -> dict[str, Any]:
     return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line}
 
 
-_FINE = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+_STEPS = ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9))
+"""What ticks within a decade may stand at, from coarse to fine."""
 
 
 def _ticks(limits: Sequence[float]) -> dict[str, Any]:
-    """Ticks of a log axis: whole decades, at most seven; within two decades 1, 2 and 5."""
+    """Ticks of a log axis: whole decades, at most seven; within two decades three ticks or more."""
     low, high = limits
     if high - low > 2:
         return {"dtick": max(1, math.ceil((high - low) / 7))}
-    decades = range(math.floor(low), math.ceil(high))
-    values = [
-        float(f"{m}e{d}") for d in decades for m in ((1, 2, 5) if high - low > 0.4 else _FINE)
-    ]
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    values: list[float] = []
+    for steps in _STEPS:
+        values = [float(f"{m}e{d}") for d in decades for m in steps]
+        values = [v for v in values if low <= math.log10(v) <= high]
+        if len(values) >= 3:
+            break
+    else:
+        values = [float(f"{10 ** (low + share * (high - low)):.3g}") for share in (0.1, 0.5, 0.9)]
+    values = [values[i] for i in evenly(len(values), 7)]
     return {"tickvals": values, "ticktext": [f"{v:g}" for v in values]}
 
 

@@ -127,7 +127,7 @@
     const state = $("#filter-state");
     if (!state) return;
     const n = shownCells.filter(Boolean).length;
-    state.textContent = filtered ? `${n} of ${shownCells.length} cells` : `all ${shownCells.length} cells`;
+    state.textContent = filtered ? `${n} of ${shownCells.length} ${study.noun}` : `all ${shownCells.length} ${study.noun}`;
     $("#filter-reset").hidden = !filtered;
   };
 
@@ -284,7 +284,7 @@
     const width = sizeOf(plot)[0];
     const names = layout.yaxis.ticktext;
     if (names) layout.yaxis.ticktext = names.map(t => clippedMiddle(t, width < 480 ? 24 : Math.max(24, Math.floor(width / 16))));
-    traces = traces.map(trace => wrapping(trace, Math.max(14, Math.min(60, Math.floor(width / 10)))));
+    traces = traces.map(trace => wrapping(trace, Math.max(14, Math.min(40, Math.floor(width / 10)))));
     for (const shape of layout.shapes || []) shape.line.color = token("--soft");
     return [traces.map(themedTrace), layout];
   };
