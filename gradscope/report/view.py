@@ -163,12 +163,15 @@ def _entry(column: Column, row: Mapping[Any, Any]) -> Entry:
     if column.key in ("status", "verdict"):
         return Entry(value or labels.MISSING, value, badge=value)
     if column.key == "val_low":
-        ends = (labels.percent(row["val_low"], 0), labels.percent(row["val_high"], 0))
-        known = math.isfinite(row["val_low"])
-        return Entry(" to ".join(ends) if known else labels.MISSING, finite(row["val_low"]))
+        low, high = float(row["val_low"]), float(row["val_high"])
+        known = math.isfinite(low)
+        text = f"{100 * low:.0f}\N{EN DASH}{100 * high:.0f} %" if known else labels.MISSING
+        return Entry(text, finite(low))
     if not column.is_number:
         return Entry(str(value) or labels.MISSING, str(value))
     written = _WRITTEN.get(column.key.removesuffix("_sd"), labels.number)
+    if column.key.endswith("_sd") and written is labels.fixed:
+        written = labels.number
     if column.key.endswith("_change"):
         written = labels.fixed
     return Entry(written(float(value)), finite(float(value)))
@@ -305,7 +308,7 @@ def findings(tables: Tables) -> list[FindingGroup]:
                 str(kind),
                 str(severity),
                 tuple(dict.fromkeys(rows["message"])),
-                tuple(dict.fromkeys(rows["remedy"])),
+                tuple(filter(None, dict.fromkeys(rows["remedy"]))),
                 tuple(zip(places, rows["evidence"], variants, strict=True)),
                 rows["cell"].nunique(),
             )

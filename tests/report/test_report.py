@@ -33,13 +33,15 @@ def test_a_single_trace(studies, tmp_path, open_page):
         assert visit.page.query_selector("#effects") is None
         assert visit.page.query_selector("#filters") is None
     assert "The gradient is vanishing." in opening(page)
-    assert "loses 0.30 decades per block; in all its norm shrinks by 3.3 decades." in opening(page)
+    assert "its norm shrinks by a factor of 2,000 (3.3 decades), 0.30 decades in a typical" in (
+        opening(page)
+    )
 
 
 def test_a_probe_has_one_step_and_no_curve_over_steps(studies):
     """What needs several steps is left out rather than drawn empty."""
     found = charts(studies.make_trace(0, steps=1))
-    assert set(found) == {"profile", "chi"}
+    assert set(found) == {"profile", "chi", "updates", "weight-norms", "activations"}
 
 
 def test_partial_study_says_what_is_missing(studies, tmp_path, open_page):
@@ -141,7 +143,7 @@ def test_studies_of_one_name_and_other_factors_are_told_apart(studies, tmp_path)
     second = studies.make_study(tmp_path / "b", {"skip": [True, False]})
     study = merge.merged([first, second])
     assert len(set(study.factors["study"])) == 2
-    assert study.factors["depth"] == (8, 16, None)
+    assert study.factors["depth"] == (8, 16, merge.DEFAULT)
     assert len({r.id for r in study.results}) == 6
 
 

@@ -190,9 +190,9 @@ def flow_map(drawing: Drawing) -> Chart | None:
         chart,
         rows,
         np.linspace(0, 1, DEPTH_BINS, dtype=np.float32),
-        Scale("diverging", -span, span, (f"{-span:+.0f} decades", f"{span:+.0f}")),
+        Scale("diverging", -span, span, (f"{labels.MINUS}{span:.0f} decades", f"+{span:.0f}")),
         "%{text}<br>depth %{x:.0%}: %{z:+.2f} decades<extra></extra>",
-        {**titled("depth: input (0 %) to the last block before the head"), "tickformat": ".0%"},
+        {**titled("relative depth, from the input on"), "tickformat": ".0%"},
     )
 
 

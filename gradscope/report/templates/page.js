@@ -251,7 +251,7 @@
     layout.yaxis = {
       ...layout.yaxis, automargin: true, range: [kept.length - 0.5, -0.5], autorange: false, ticks: "",
       showticklabels: legible, tickvals: kept.map((_, i) => i), showgrid: panel.data[0].type !== "heatmap",
-      ticktext: kept.map(i => wide ? meta.labels[i] : meta.short[i]), tickfont: { size: kept.length > 40 ? 9 : 11 },
+      ticktext: kept.map(i => wide ? meta.labels[i] : meta.short[i]), tickfont: { size: kept.length > 40 || !wide ? 9 : 11 },
     };
     return layout;
   };
@@ -283,7 +283,7 @@
     }
     const width = sizeOf(plot)[0];
     const names = layout.yaxis.ticktext;
-    if (names) layout.yaxis.ticktext = names.map(t => clippedMiddle(t, width < 480 ? 24 : Math.max(24, Math.floor(width / 16))));
+    if (names) layout.yaxis.ticktext = names.map(t => clippedMiddle(t, width < 480 ? (chart.options.rows ? 31 : 24) : Math.max(24, Math.floor(width / 16))));
     traces = traces.map(trace => wrapping(trace, Math.max(14, Math.min(40, Math.floor(width / 10)))));
     for (const shape of layout.shapes || []) shape.line.color = token("--soft");
     return [traces.map(themedTrace), layout];
@@ -571,7 +571,10 @@
       panel.setAttribute("y", over);
       root.append(document.importNode(panel, true));
       const head = $("h4", plot.parentNode);
-      if (head) root.append(textNode(head.textContent, left + 4, over - 6, 12, { "font-weight": 600 }));
+      if (head) {
+        const lines = wrapped(escaped(head.textContent), Math.floor(box.width / 7.2)).split("<br>").map(unescaped);
+        lines.forEach((line, i) => root.append(textNode(line, left + 4, over - 6 - 15 * (lines.length - 1 - i), 12, { "font-weight": 600 })));
+      }
       bottom = Math.max(bottom, over + box.height);
     }
     const [width, height] = [Math.ceil(place.width), Math.ceil(bottom + 8)];
@@ -748,10 +751,20 @@
     applyTheme();
     state += 1;
     themes += 1;
-    for (const plot of $$(".plot")) draw(plot);
+    for (const plot of $$(".plot")) {
+      draw(plot);
+      const [w, h] = [plot._fullLayout ? plot._fullLayout.width : 0, plot._fullLayout ? plot._fullLayout.height : 0];
+      if (!w) continue;
+      plot.style.setProperty("--aspect", String(w / h)); // paper has another width: scale, not cut
+      for (const svg of $$(".main-svg", plot)) svg.setAttribute("viewBox", `0 0 ${w} ${h}`);
+    }
     choice = kept;
   });
-  addEventListener("afterprint", () => { applyTheme(); redrawAll(true); });
+  addEventListener("afterprint", () => {
+    for (const svg of $$(".main-svg")) svg.removeAttribute("viewBox");
+    applyTheme();
+    redrawAll(true);
+  });
 
   const start = async () => {
     applyTheme();
@@ -760,6 +773,7 @@
       layLegend(figure);
     }
     sayFilter();
+    $(".contents details").open = !isNarrow();
     const details = $("#filters details");
     if (details) details.open = !isNarrow() && $$("#filters input").length <= 30;
     if (!window.DecompressionStream) {
