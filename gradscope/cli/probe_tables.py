@@ -118,7 +118,7 @@ def outputs_table(probed: Probed, width: int) -> Table:
     return table
 
 
-def findings(diagnosis: Diagnosis, width: int) -> RenderableType:
+def findings(diagnosis: Diagnosis) -> RenderableType:
     """Verdict and findings as paragraphs; each remedy is one line of its own."""
     from rich.console import Group
     from rich.padding import Padding
@@ -222,7 +222,19 @@ def _table(*titles: str) -> Table:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 1, 0, 0))
-    left: Iterable[str] = ("model", "block", "type", "predicted", "95 %", "verdict", "remedy", "output", "shape", "by", "")
+    left: Iterable[str] = (
+        "model",
+        "block",
+        "type",
+        "predicted",
+        "95 %",
+        "verdict",
+        "remedy",
+        "output",
+        "shape",
+        "by",
+        "",
+    )
     for title in titles:
         table.add_column(title, justify="left" if title in left else "right", no_wrap=True)
     return table

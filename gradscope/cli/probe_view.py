@@ -156,7 +156,7 @@ def summary(probed: Sequence[Probed], width: int = 80) -> RenderableType:
             parts.append(tables.blocks_table(each, width))
         if len(each.outputs) > 1:
             parts += [Text(), tables.outputs_table(each, width)]
-        parts += [Text(), tables.findings(each.diagnosis, width)]
+        parts += [Text(), tables.findings(each.diagnosis)]
         if each.remedies is not None:
             parts.append(tables.remedies_table(each.remedies, width))
     return Group(*parts)

@@ -40,8 +40,9 @@ class Panel:
     Kept as plain dicts, which are drawn a hundred times faster than objects that check themselves.
     Each trace says in ``meta`` which variant it draws, so that a filter can hide it: ``{"v":
     index}`` for a whole trace, ``{"rows": [index, ...]}`` for a heat map or marks with one row per
-    variant, along y. ``{"c": index}`` is the colour's place in the palette, ``{"k": name}`` the kind
-    of trace that a legend can hide, ``"styled"`` says that colour, dash and symbol tell variants.
+    variant, along y. ``{"c": index}`` is the colour's place in the palette, ``{"k": name}`` the
+    kind of trace that a legend can hide, ``"styled"`` says that colour, dash and symbol tell
+    variants apart.
     """
 
     title: str

@@ -103,7 +103,8 @@ def _over_seeds(metric: Metric, found: Sequence[Effect]) -> str:
     unit = f" {metric.unit}" if metric.unit else ""
     certain = sorted((e for e in found if e.is_certain), key=lambda e: -abs(e.estimate))
     if not certain:
-        return f"{metric.title}: no effect stands out from the spread over seeds. {_settling(metric, found)}"
+        hidden = f"{metric.title}: no effect stands out from the spread over seeds."
+        return f"{hidden} {_settling(metric, found)}"
     sound = [e for e in certain if not e.carried_by] or certain
     words = [f"{_short(e)} {labels.signed(e.estimate)}{unit}" for e in sound]
     sentence = (

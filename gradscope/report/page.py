@@ -125,7 +125,7 @@ def _of_section(charts: Mapping[str, Chart], keys: Sequence[str]) -> list[Chart]
         chart
         for key in keys
         for name, chart in charts.items()
-        if name == key or name.startswith(f"{key}-") and key == "logged"
+        if name == key or (name.startswith(f"{key}-") and key == "logged")
     ]
 
 

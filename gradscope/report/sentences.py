@@ -46,9 +46,7 @@ def health(tables: Tables) -> str:
     if len(verdicts) == 1 and judged == total:
         verdict = next(iter(verdicts))
         return f"All {total} {noun}s are {verdict}."
-    parts = [
-        f"{n} {'is' if n == 1 else 'are'} {v}" for v, n in verdicts.most_common()
-    ]
+    parts = [f"{n} {'is' if n == 1 else 'are'} {v}" for v, n in verdicts.most_common()]
     of = f"{judged} of {total} {noun}s that have a gradient"
     of = of if judged < total else f"{total} {noun}s"
     return f"Of the {of}, {labels.listed(parts, 8)}."

@@ -195,9 +195,7 @@ def listing(tables: Tables, name: str, title: str, told: Sequence[Column]) -> Li
         return None
     shown = _known([c for c in told if c.key in frame], frame)
     records = frame.to_dict("records")
-    rows = tuple(
-        Row([_entry(column, row) for column in shown], i) for i, row in enumerate(records)
-    )
+    rows = tuple(Row([_entry(column, row) for column in shown], i) for i, row in enumerate(records))
     return Listing(name, title, tuple(shown), rows)
 
 
@@ -365,7 +363,10 @@ def _networks(tables: Tables) -> list[tuple[str, str]]:
         ("blocks", [len(r.flow.blocks) for r in tables.readings if r.flow is not None]),
         ("layers with parameters", [r.n_layers for r in tables.readings if r.n_layers]),
         ("parameter tensors", [r.n_tensors for r in tables.readings if r.n_tensors]),
-        ("parameters", [int(row["n_parameters"]) for row in tables.cell_rows if row["n_parameters"]]),
+        (
+            "parameters",
+            [int(row["n_parameters"]) for row in tables.cell_rows if row["n_parameters"]],
+        ),
     )
     lines = []
     for name, numbers in told:

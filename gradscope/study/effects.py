@@ -11,8 +11,8 @@ Welch-Satterthwaite degrees of freedom give the interval of their mean. With one
 such spread and so no interval: the differences over the other factors' levels are no substitute.
 
 Losses are compared by their logarithm, so that one that ran away does not outweigh all others. An
-estimate that would turn its sign or lose half its size without one pair is said to be carried by it,
-with the name of the variant.
+estimate that would turn its sign or lose half its size without one pair is said to be carried by
+it, with the name of the variant.
 """
 
 from __future__ import annotations
@@ -125,7 +125,9 @@ def effects(tables: Tables) -> tuple[Effect, ...]:
         outcomes = _outcomes(tables, rows, metric)
         labels = {variant.levels: variant.label for variant in tables.variants}
         of_metric = [*_main(tables.factors, outcomes), *_interactions(tables.factors, outcomes)]
-        named = [replace(e, metric=metric.key, **_carrier(p, outcomes, labels)) for e, p in of_metric]
+        named = [
+            replace(e, metric=metric.key, **_carrier(p, outcomes, labels)) for e, p in of_metric
+        ]
         found += _corrected(named)
     return tuple(found)
 

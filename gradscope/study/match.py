@@ -104,7 +104,9 @@ def _cell_row(
     return row
 
 
-def layer_sentences(tables: Tables, pair: tuple[int, int], matched: pd.DataFrame) -> tuple[str, ...]:
+def layer_sentences(
+    tables: Tables, pair: tuple[int, int], matched: pd.DataFrame
+) -> tuple[str, ...]:
     """What changed between two runs: verdict, findings, flow and updates."""
     old, new = (tables.readings[i] for i in pair)
     names = (old.result.id, new.result.id)
@@ -122,11 +124,12 @@ def layer_sentences(tables: Tables, pair: tuple[int, int], matched: pd.DataFrame
         if not len(known):
             continue
         moved = known[known[f"{column}_change"].abs() >= MOVED]
-        top = known.loc[known[f"{column}_change"].abs().idxmax()]
-        change = float(top[f"{column}_change"])
+        top = int(known[f"{column}_change"].abs().to_numpy().argmax())
+        change = float(known[f"{column}_change"].iloc[top])
+        layer = known["layer"].iloc[top]
         sentences.append(
             f"The {what} moved by a factor of two or more in {len(moved)} of "
-            f"{labels.count(len(known), 'layer')}; most at {top['layer']}: "
+            f"{labels.count(len(known), 'layer')}; most at {layer}: "
             f"{labels.fixed(change, 2)} decades."
         )
     return tuple(sentences)
@@ -161,8 +164,10 @@ def cell_sentences(tables: Tables, factor: str, matched: pd.DataFrame) -> tuple[
         return ("No cell of one study has a counterpart in the other.",)
     total = len(tables.readings)
     sentences = [
-        f"{labels.count(len(matched), 'pair')} of cells that differ in nothing but the {factor} "
-        f"({labels.listed(levels[:2])}), out of {total} cells."
+        (
+            f"{labels.count(len(matched), 'pair')} of cells that differ in nothing but the {factor}"
+            f" ({labels.listed(levels[:2])}), out of {total} cells."
+        )
     ]
     changed = Counter(
         f"{row['verdict_before']} to {row['verdict_after']}"

@@ -59,14 +59,16 @@ def gather(source: Source) -> Gathered:
         return Gathered(source, "study")
     if isinstance(source, Mapping):
         return _of_traces(dict(source))
-    every = list(source)
+    every: list[Any] = list(source)
     if len(every) == 1:
         return gather(every[0])
     if every and all(isinstance(each, Trace) for each in every):
-        names = ["before", "after"] if len(every) == 2 else [f"run {i + 1}" for i in range(len(every))]
-        return _of_traces(dict(zip(names, every, strict=True)))  # type: ignore[arg-type]  # all are
+        names = (
+            ["before", "after"] if len(every) == 2 else [f"run {i + 1}" for i in range(len(every))]
+        )
+        return _of_traces(dict(zip(names, every, strict=True)))
     if every and all(isinstance(each, Study) for each in every):
-        return Gathered(merged(every), "studies", factor=STUDY_FACTOR)  # type: ignore[arg-type]
+        return Gathered(merged(every), "studies", factor=STUDY_FACTOR)
     raise ConfigError(
         "nothing to compare: give one or several traces, or one or several studies, not both"
     )
@@ -109,8 +111,8 @@ def merged(studies: Sequence[Study]) -> Study:
             told = {f: setting(result, f) for f in factors if f not in result.factors}
             own = {**told, **result.factors, STUDY_FACTOR: name}
             for factor, value in told.items():
-                known = {labels.identity(v) for v in factors[factor]}
-                if factor != STUDY_FACTOR and labels.identity(value) not in known:
+                told_of = {labels.identity(v) for v in factors[factor]}
+                if factor != STUDY_FACTOR and labels.identity(value) not in told_of:
                     factors[factor] = (*factors[factor], value)
             results.append(dataclasses.replace(result, id=f"{name}/{result.id}", factors=own))
     return Study(

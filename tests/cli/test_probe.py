@@ -287,8 +287,7 @@ def test_images_of_a_grid(run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("networks", [("plain",), ("plain", "healthy")])
 def test_no_word_is_broken_at_80_columns(run, networks):
-    """Every word of the tables stands whole, nothing but remedies is longer than 80 columns, and
-    each remedy is one line that can be copied."""
+    """Every word stands whole, only remedies are longer, and each of these is one line to copy."""
     specs = [f"zoo_of_mine:{name}" for name in networks]
     _, out, _ = run(*specs, "--input", "64", "--try", columns=80)
     told = json.loads(run(*specs, "--input", "64", "--try", "--json", columns=80)[1])

@@ -77,14 +77,14 @@ def make_trace(
         logged={
             "loss": tuple((10 * i, 2.0 / (i + 1)) for i in range(steps)),
             "lr/0": tuple((10 * i, 1e-3 * 0.9**i) for i in range(steps)),
-        } if rich else {},
+        }
+        if rich
+        else {},
         metadata={"torch": "2.15", "git_revision": "0123456789ab"},
     )
 
 
-def make_history(
-    seed, *, accuracy, epochs=3, steps=60, n_classes=3, diverges_at=None, fitted=True
-):
+def make_history(seed, *, accuracy, epochs=3, steps=60, n_classes=3, diverges_at=None, fitted=True):
     """A loss that falls, and a confusion matrix whose diagonal is about the accuracy."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(steps, generator=generator)

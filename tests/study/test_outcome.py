@@ -50,7 +50,8 @@ def test_not_learning_is_a_status(made, accuracy, loss, expected):
 
 def test_the_fit_counts_where_it_is_known(made):
     """A loss in evaluation mode below that of chance is learning, whatever dropout did to the
-    running one; diverged and failed cells keep their status."""
+    running one; diverged and failed cells keep their status.
+    """
     learned = made.epoch(0.2, 1.7, fit_loss=1.2, fit_accuracy=0.5)
     assert standing(cell(learned)) == "done"
     assert standing(cell(made.epoch(0.2, 1.7), "failed")) == "failed"
@@ -80,9 +81,7 @@ def test_basis_names_the_stretch_and_its_decades():
     found = {
         "severity": "error", "where": "conv1 ... fc", "evidence": {"total": total},
     }  # fmt: skip
-    reading = Reading(
-        cell(None), diagnosis={"verdict": "vanishing", "findings": [found]}
-    )
+    reading = Reading(cell(None), diagnosis={"verdict": "vanishing", "findings": [found]})
     assert basis(reading) == "conv1 ... fc \u22124.98 decades"
     assert basis(Reading(cell(None))) == ""
 

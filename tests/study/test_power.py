@@ -18,7 +18,7 @@ def effect_of(pairs, **changed):
 
 @pytest.mark.parametrize(("shift", "tests"), [(0.4, 1), (1.0, 1), (0.7, 6)])
 def test_one_pair_needs_what_the_paired_t_test_needs(shift, tests):
-    """statsmodels solves for the same number of paired differences."""
+    """Statsmodels solves for the same number of paired differences."""
     differences = np.array([-1.0, 0.0, 1.0]) + shift
     expected = TTestPower().solve_power(shift / 1.0, alpha=0.05 / tests, power=0.8)
     assert seeds_needed(effect_of([differences]), tests) == math.ceil(expected)

@@ -110,8 +110,12 @@ def _accuracy_marks(
         marks["error_x"] = {
             "type": "data",
             "symmetric": False,
-            "array": [high - e.val_accuracy for (_, high), (_, _, e) in zip(ends, points, strict=True)],
-            "arrayminus": [e.val_accuracy - low for (low, _), (_, _, e) in zip(ends, points, strict=True)],
+            "array": [
+                high - e.val_accuracy for (_, high), (_, _, e) in zip(ends, points, strict=True)
+            ],
+            "arrayminus": [
+                e.val_accuracy - low for (low, _), (_, _, e) in zip(ends, points, strict=True)
+            ],
             "thickness": 1,
             "width": 3,
             "color": PALETTE[colour],
@@ -210,8 +214,10 @@ def confusion(drawing: Drawing) -> Chart | None:
 
 
 def _counts(readings: Sequence[Reading]) -> tuple[Counts | None, tuple[str, ...]]:
-    """Confusion counts after the last epoch, added up, and the classes; None where there are none,
-    or the cells do not have the same classes."""
+    """Confusion counts after the last epoch, added up, and the classes.
+
+    None where there are none, or the cells do not have the same classes.
+    """
     found: dict[tuple[str, ...], Counts] = {}
     for reading in readings:
         epochs = reading.result.history.epochs

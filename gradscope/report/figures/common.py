@@ -71,7 +71,7 @@ def merged_names(lists: Sequence[Sequence[str]]) -> list[str] | None:
         in the longest, or a name comes twice, or two lists disagree about the order.
     """
     distinct = list(dict.fromkeys(tuple(names) for names in lists))
-    order = list(max(distinct, key=len))
+    order = list(max(distinct, key=lambda names: len(names)))  # noqa: PLW0108 - mypy
     base = set(order)
     for names in distinct:
         if len(set(names)) < len(names) or 2 * len(base & set(names)) < len(names):

@@ -181,7 +181,7 @@ def flow_map(drawing: Drawing) -> Chart | None:
             "head, along the relative depth; one row per variant, from the most vanishing (top) to "
             f"the most exploding (bottom). The head is left out: its step from {_head(drawing)} "
             "has a size of its own. Colours are full from "
-            f"{labels.number(span)} decades on; {limits.VANISHING:.0f} are what makes a decay matter."
+            f"{labels.number(span)} decades on; {limits.VANISHING:.0f} make a decay matter."
         ),
         panels=(),
         table="blocks",

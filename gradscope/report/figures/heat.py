@@ -56,9 +56,9 @@ def row_heat(
     rows: Sequence[tuple[Variant, Floats]],
     x: Any,
     scale: Scale,
+    *,
     hover: str,
     x_axis: dict[str, Any],
-    *,
     numbers: str = "",
 ) -> Chart:
     """A heat map with one row per variant, which a filter can take rows out of.
@@ -96,6 +96,7 @@ def layer_panel(
     variant: Variant,
     values: Floats,
     x: Any,
+    *,
     names: tuple[Sequence[str], Sequence[str]],
     scale: Scale,
     hover: str,

@@ -175,7 +175,9 @@ def _over_blocks(reading: Reading) -> Series | None:
     flow = reading.flow
     if flow is None or not any(map(math.isfinite, flow.log10_activation)):
         return None
-    hover = [f"{name} ({reading.types[name]})" if name in reading.types else name for name in flow.blocks]
+    hover = [
+        f"{name} ({reading.types[name]})" if name in reading.types else name for name in flow.blocks
+    ]
     return Series(range(len(hover)), [10.0**v for v in flow.log10_activation], flow.blocks, hover)
 
 
@@ -224,7 +226,9 @@ def _over_steps(column: str, reading: Reading) -> Series | None:
 def logged(drawing: Drawing) -> tuple[Chart, ...]:
     """What the user logged and the learning rates, one chart for each name."""
     names = dict.fromkeys(
-        name for r in drawing.tables.readings for name in r.measured.get("logged", {}).get("name", ())
+        name
+        for r in drawing.tables.readings
+        for name in r.measured.get("logged", {}).get("name", ())
     )
     charts = []
     for i, name in enumerate(names):

@@ -108,9 +108,11 @@ _EPOCHS: tuple[tuple[str, str, LineChart], ...] = (
     ),
     (
         "gap",
-        "Accuracy on a fixed part of the training images, judged in evaluation mode, less "
-        "validation accuracy: a gap that grows while the validation accuracy stands still is "
-        "over-fitting.",
+        (
+            "Accuracy on a fixed part of the training images, judged in evaluation mode, less "
+            "validation accuracy: a gap that grows while the validation accuracy stands still is "
+            "over-fitting."
+        ),
         LineChart(
             key="gap",
             title="Generalisation gap by epoch",
@@ -129,9 +131,9 @@ _EPOCHS: tuple[tuple[str, str, LineChart], ...] = (
 def by_epoch(drawing: Drawing) -> tuple[Chart, ...]:
     """Loss, accuracy and gap against the epoch; none for a single epoch, which a table tells."""
     charts = []
-    for name, caption, spec in _EPOCHS:
+    for name, caption, drawn in _EPOCHS:
         log = name == "val_loss" and _spans_decades(drawing)
-        spec = replace(spec, caption=caption, x_title="epoch", log=log)
+        spec = replace(drawn, caption=caption, x_title="epoch", log=log)
         chart = line_chart(drawing, spec, partial(_over_epochs, name))
         if chart is not None:
             charts.append(chart)
