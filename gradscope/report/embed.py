@@ -154,9 +154,7 @@ def _packed_array(values: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, st
 def table_data(tables: Tables, files: Mapping[str, str]) -> dict[str, Any]:
     """Tables by columns; texts as codes into their distinct values."""
     found: dict[str, Any] = {}
-    for name, frame in tables.frames.items():
-        if not len(frame):
-            continue
+    for name, frame in tables.published.items():
         if frame.size > EMBED_LIMIT:
             found[name] = {"file": files.get(name, "")}
             continue

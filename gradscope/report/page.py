@@ -12,7 +12,7 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from gradscope.report import claims, embed, sentences, view
+from gradscope.report import claims, embed, listing, sentences, view
 from gradscope.report.chart import Chart, Panel
 from gradscope.report.figures.common import Drawing
 from gradscope.study import labels, match, merge
@@ -81,13 +81,13 @@ def render(drawing: Drawing, charts: Mapping[str, Chart], table_files: Mapping[s
         certainty=sentences.certainty(tables),
         effect_sentences=claims.effect_sentences(drawing.effects),
         badges=view.badges(tables),
-        listings=view.of_trace(tables) if tables.kind == "trace" else [],
-        side_by_side=view.side_by_side(tables),
+        listings=listing.of_trace(tables) if tables.kind == "trace" else [],
+        side_by_side=listing.side_by_side(tables),
         compared=compared(tables),
-        columns=view.columns(tables),
-        rows=view.rows(tables),
-        variant_columns=view.variant_columns(tables) if tables.n_seeds > 1 else [],
-        variant_rows=view.variant_rows(tables),
+        columns=listing.columns(tables),
+        rows=listing.rows(tables),
+        variant_columns=listing.variant_columns(tables) if tables.n_seeds > 1 else [],
+        variant_rows=listing.variant_rows(tables),
         unfinished=view.unfinished(tables),
         effect_rows=view.effect_rows(drawing.effects),
         findings=view.findings(tables),

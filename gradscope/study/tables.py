@@ -77,6 +77,12 @@ class Tables:
             {str(k): v for k, v in row.items()} for row in self.frames["cells"].to_dict("records")
         ]
 
+    @property
+    def published(self) -> dict[str, pd.DataFrame]:
+        """The tables that have rows, under the names of their files."""
+        single = {"cells": "summary"} if self.kind == "trace" else {}
+        return {single.get(name, name): f for name, f in self.frames.items() if len(f)}
+
     def write(self, folder: Path) -> dict[str, Path]:
         """Write every table that has rows beside the page: CSV, or Parquet where it is long.
 
@@ -88,9 +94,7 @@ class Tables:
         """
         folder.mkdir(parents=True, exist_ok=True)
         written = {}
-        for name, frame in self.frames.items():
-            if not len(frame):
-                continue
+        for name, frame in self.published.items():
             csv, parquet = folder / f"{name}.csv", folder / f"{name}.parquet"
             for stale in (csv, parquet):
                 stale.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What the page says of effects: on the published study, and where the gradient explains nothing."""
+"""What the page says of effects: in the published study, and where gradients explain nothing."""
 
 import dataclasses
 import importlib.util
@@ -23,7 +23,7 @@ def published():
 
 
 def test_an_outlier_is_named_with_what_rests_on_it(published):
-    """No statement on the loss without the cell of loss 36.1, by name, and the number without it."""
+    """No statement on the loss but names the cell of loss 36.1, with the number without it."""
     said = {s.partition(":")[0]: s for s in claims.effect_sentences(effects(published))}
     loss = said["Final training loss, log10"]
     assert (

@@ -277,9 +277,7 @@ def rich_page(studies, tmp_path_factory):
 
 
 def test_what_was_measured_is_drawn(rich_page, open_page):
-    """Updates, shares of units, norms, clipping, loss scale, histograms, what was logged: drawn
-    with the numbers of the tables, and nothing fetched.
-    """
+    """Updates, units, norms, clipping, scale, histograms, metrics: with the tables' numbers."""
     with open_page(rich_page) as visit:
         visit.draw_all()
         drawn = visit.page.evaluate(
@@ -328,7 +326,7 @@ def show(visit, key):
 
 
 def test_a_click_on_a_legend_hides_and_shows(reference_page, open_page):
-    """A level that is pressed leaves every line of it, in this figure alone; pressed again, back."""
+    """A level that is pressed leaves, in this figure alone; pressed again, it is back."""
     hidden = (
         "(key) => [...document.querySelectorAll(`#figure-${key} .scatterlayer > .trace`)]"
         ".filter(e => e.style.display === 'none').length"
@@ -397,9 +395,8 @@ def test_figures_can_be_taken_along(reference_page, open_page, tmp_path, key):
             download.value.save_as(kept[kind])
         panels = visit.page.locator(f"#figure-{key} .panel:visible").count()
         title = visit.page.inner_text(f"#figure-{key} h3")
-        keys = [
-            t.strip() for t in visit.page.locator(f"#figure-{key} .legend-key").all_inner_texts()
-        ]
+        legend = visit.page.locator(f"#figure-{key} .legend-key").all_inner_texts()
+        keys = [t.strip() for t in legend]
         assert visit.complaints == []
         assert [r for r in visit.requests if not r.startswith(("blob:", "data:"))] == [
             reference_page.as_uri()
@@ -458,9 +455,7 @@ def test_links_lead_to_headings_that_the_bar_leaves_free(reference_page, open_pa
 
 
 def test_on_a_narrow_screen_the_answer_comes_first(reference_page, open_page):
-    """At 400 pixels verdict and accuracy stand in view without scrolling aside, and every heat map
-    keeps its scale.
-    """
+    """At 400 pixels verdict and accuracy stand in view, and every heat map keeps its scale."""
     with open_page(reference_page, width=400) as visit:
         edges = visit.page.evaluate(
             """[...document.querySelectorAll('#cells th')].map(th =>
@@ -505,7 +500,8 @@ def test_print_cuts_nothing(reference_page, open_page):
         visit.page.wait_for_timeout(300)
         wide = visit.page.evaluate(
             """[...document.querySelectorAll('table, .main-svg')]
-              .filter(e => e.getClientRects().length && e.getBoundingClientRect().right > innerWidth + 1)
+              .filter(e => e.getClientRects().length)
+              .filter(e => e.getBoundingClientRect().right > innerWidth + 1)
               .map(e => e.id || e.getAttribute('class'))"""
         )
         assert wide == []
@@ -521,7 +517,7 @@ def test_the_page_names_images_classes_and_sizes(reference_page, open_page):
         facts = dict(
             visit.page.eval_on_selector_all(
                 ".facts div",
-                "all => all.map(e => [e.children[0].innerText, e.children[1].innerText])",
+                "all => all.map(e => [...e.children].map(c => c.innerText))",
             )
         )
     assert facts["classes"] == "airplane, bus, cat, dog and pizza"

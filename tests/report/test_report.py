@@ -72,7 +72,7 @@ def test_partial_study_says_what_is_missing(studies, tmp_path, open_page):
     with open_page(page) as visit:
         visit.draw_all()
         assert visit.complaints == []
-        visit.page.click("text=All 8 cells")
+        visit.page.click("#summary details > summary")
         badges = visit.page.eval_on_selector_all(
             "#cells .badge", "all => all.map(e => e.innerText)"
         )
@@ -272,7 +272,8 @@ def test_two_traces_are_laid_side_by_side(studies, tmp_path, open_page):
         assert "12 layers matched by name, 2 only in one of them." in said
         assert "most at stack.0" in said
         lines = visit.page.evaluate(
-            "document.querySelector('#figure-profile .plot').data.filter(t => t.text).map(t => t.x.length)"
+            """document.querySelector('#figure-profile .plot').data
+              .filter(t => t.text).map(t => t.x.length)"""
         )
         assert lines == [12, 14]
         assert visit.complaints == []

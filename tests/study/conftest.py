@@ -34,7 +34,7 @@ FACTORS = {"a": (0, 1), "b": ("x", "y", "z"), "c": (False, True)}
 
 
 def study_of(value, *, factors=FACTORS, seeds=(0, 1, 2), keep=lambda point, seed: True, loss=None):
-    """A study without traces whose validation accuracy is what `value` says, and its loss `loss`."""
+    """A study without traces whose accuracy is what `value` says, and its loss `loss`."""
     results = []
     for i, levels in enumerate(itertools.product(*factors.values())):
         point = dict(zip(factors, levels, strict=True))

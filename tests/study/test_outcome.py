@@ -49,9 +49,7 @@ def test_not_learning_is_a_status(made, accuracy, loss, expected):
 
 
 def test_the_fit_counts_where_it_is_known(made):
-    """A loss in evaluation mode below that of chance is learning, whatever dropout did to the
-    running one; diverged and failed cells keep their status.
-    """
+    """A fit below chance is learning, whatever dropout did to the running loss; failed stays."""
     learned = made.epoch(0.2, 1.7, fit_loss=1.2, fit_accuracy=0.5)
     assert standing(cell(learned)) == "done"
     assert standing(cell(made.epoch(0.2, 1.7), "failed")) == "failed"

@@ -150,7 +150,8 @@ def class_accuracy(drawing: Drawing) -> Chart | None:
     )
     return row_heat(
         chart, rows, [plain(c) for c in classes], SHARE,
-        "%{text}<br>%{x}: %{z:.1%}<extra></extra>", {"side": "top", "type": "category"},
+        hover="%{text}<br>%{x}: %{z:.1%}<extra></extra>",
+        x_axis={"side": "top", "type": "category"},
         numbers="%{z:.0%}" if legible else "",
     )  # fmt: skip
 

@@ -70,8 +70,8 @@ def merged_names(lists: Sequence[Sequence[str]]) -> list[str] | None:
         All names, those of one list in its order; None where less than half of a list's names are
         in the longest, or a name comes twice, or two lists disagree about the order.
     """
-    distinct = list(dict.fromkeys(tuple(names) for names in lists))
-    order = list(max(distinct, key=lambda names: len(names)))  # noqa: PLW0108 - mypy
+    distinct = sorted(dict.fromkeys(tuple(names) for names in lists), key=lambda n: -len(n))
+    order = list(distinct[0])
     base = set(order)
     for names in distinct:
         if len(set(names)) < len(names) or 2 * len(base & set(names)) < len(names):

@@ -191,8 +191,8 @@ def flow_map(drawing: Drawing) -> Chart | None:
         rows,
         np.linspace(0, 1, DEPTH_BINS, dtype=np.float32),
         Scale("diverging", -span, span, (f"{labels.MINUS}{span:.0f} decades", f"+{span:.0f}")),
-        "%{text}<br>depth %{x:.0%}: %{z:+.2f} decades<extra></extra>",
-        {**titled("relative depth, from the input on"), "tickformat": ".0%"},
+        hover="%{text}<br>depth %{x:.0%}: %{z:+.2f} decades<extra></extra>",
+        x_axis={**titled("relative depth, from the input on"), "tickformat": ".0%"},
     )
 
 
@@ -231,10 +231,13 @@ def layer_heat(drawing: Drawing) -> Chart | None:
             variant,
             reading.heat.log10.T,
             np.asarray(reading.heat.steps, dtype=np.float32),
-            ([_typed(reading, n) for n in reading.heat.layers], short_names(reading.heat.layers)),
-            scale,
-            "%{text}<br>step %{x}: %{customdata:.2e}<extra></extra>",
-            {**titled("step"), "nticks": 5},
+            names=(
+                [_typed(reading, n) for n in reading.heat.layers],
+                short_names(reading.heat.layers),
+            ),
+            scale=scale,
+            hover="%{text}<br>step %{x}: %{customdata:.2e}<extra></extra>",
+            x_axis={**titled("step"), "nticks": 5},
         )
         for variant, reading in readings
     ]

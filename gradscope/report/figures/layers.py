@@ -40,8 +40,8 @@ LAYERS: tuple[tuple[str, str, LineChart], ...] = (
         _layer_line(
             "updates",
             "Update over weight, layer by layer",
-            "By how much a step changes each layer's weights, as a share of their norm; median over "
-            "the recorded steps. 1e-3 is usual; layers far below the others do not learn.",
+            "By how much a step changes each layer's weights, as a share of their norm; median "
+            "over the recorded steps. 1e-3 is usual; layers far below the others do not learn.",
             "update / weight",
             reference=1e-3,
         ),
@@ -74,7 +74,7 @@ LAYERS: tuple[tuple[str, str, LineChart], ...] = (
         _layer_line(
             "zero",
             "Zeros behind rectifiers",
-            "Share of the outputs of rectifiers that are exactly zero; about half behind a ReLU at the start.",
+            "Share of the outputs of rectifiers that are exactly zero; at the start about half.",
             "zero",
             log=False,
             table="outputs",
@@ -271,13 +271,18 @@ def histograms(drawing: Drawing) -> Chart | None:
     scale = Scale("sequential", 0.0, 0.3, ("0 %", "30 % of the layer's weights"))
     panels = [
         layer_panel(
-            cell_title(drawing, variant, reading), variant, shares, bins, (names, short_names(names)),
-            scale, "%{text}<br>|g| from 2^%{x}: %{z:.1%}<extra></extra>",
-            {**titled("log2 |gradient|"), "nticks": 6},
+            cell_title(drawing, variant, reading),
+            variant,
+            shares,
+            bins,
+            names=(names, short_names(names)),
+            scale=scale,
+            hover="%{text}<br>|g| from 2^%{x}: %{z:.1%}<extra></extra>",
+            x_axis={**titled("log2 |gradient|"), "nticks": 6},
         )
         for variant, reading in told[:MOST_HISTOGRAMS]
         for names, bins, shares in [_shares(reading.measured["histogram"])]
-    ]  # fmt: skip
+    ]
     notes = (f"The first {MOST_HISTOGRAMS} of {len(told)} cells.",)
     return Chart(
         key="histogram",

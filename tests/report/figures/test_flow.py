@@ -30,7 +30,7 @@ def with_head(trace, step):
 
 
 def test_a_head_does_not_paint_a_sound_network(studies):
-    """The gradient drops a thousandfold at the head and stays level from there: the row is blank."""
+    """The gradient drops a thousandfold at the head and is level from there: a blank row."""
     sound = with_head(studies.make_trace(0), 3.0)
     sick = with_head(studies.make_trace(1, slope=-0.4), 3.0)
     heat = charts({"sound": sound, "sick": sick})["map"].panels[0].data[0]
