@@ -222,10 +222,10 @@ class OwnTime:
         ):  # made once, called for each gradient
             make = meter.gradient_reader
             self._originals.append((meter, "gradient_reader", make))
-            meter.gradient_reader = lambda *args, make=make: self._timed(make(*args))
+            meter.gradient_reader = lambda *args, make=make, **how: self._timed(make(*args, **how))
         register = scope.register_module_forward_hook
         self._originals.append((scope, "register_module_forward_hook", register))
-        scope.register_module_forward_hook = lambda hook: register(self._timed(hook))
+        scope.register_module_forward_hook = lambda hook, **how: register(self._timed(hook), **how)
         return self
 
     def __exit__(self, *error: object) -> None:

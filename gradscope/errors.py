@@ -1,4 +1,4 @@
-"""The errors that gradscope raises on purpose; the command line turns each into one line."""
+"""What gradscope raises and warns of on purpose; the command line turns errors into one line."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ class TraceError(GradscopeError):
 
 class StatisticsError(GradscopeError):
     """A statistic is undefined for the tensor it was asked of."""
+
+
+class GradscopeWarning(UserWarning):
+    """Something that the recorder cannot see or use, said once."""
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

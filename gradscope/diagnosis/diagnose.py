@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from gradscope.diagnosis.case import Case
-from gradscope.diagnosis.numbers import updates
+from gradscope.diagnosis.movement import movement
+from gradscope.diagnosis.optimizer import membership, unregistered
 from gradscope.diagnosis.origin import where_nonfinite
 from gradscope.diagnosis.outliers import odd_blocks, odd_layers
 from gradscope.diagnosis.parameters import disconnected, structural, unused
+from gradscope.diagnosis.rate import learning_rate, updates
 from gradscope.diagnosis.sight import rests_on, unseen
 from gradscope.diagnosis.timeline import Timeline
 from gradscope.diagnosis.trends import growth_and_decay
@@ -15,7 +17,17 @@ from gradscope.diagnosis.verdict import Diagnosis, decide
 from gradscope.diagnosis.zeros import zero_gradients
 from gradscope.trace.table import Trace
 
-_ONCE = (where_nonfinite, unseen, unused, odd_blocks, odd_layers, structural)
+_ONCE = (
+    where_nonfinite,
+    unseen,
+    membership,
+    unregistered,
+    learning_rate,
+    unused,
+    odd_blocks,
+    odd_layers,
+    structural,
+)
 """What is judged on all recorded steps together."""
 
 _OVER_TIME = (
@@ -24,6 +36,7 @@ _OVER_TIME = (
     zero_gradients,
     growth_and_decay,
     saturation,
+    movement,
     updates,
 )
 """What is judged on the last stretch as well, and dated."""

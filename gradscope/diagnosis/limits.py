@@ -44,6 +44,11 @@ ODD_LAYER = 2.0
 """Decades by which gradient/weight of one layer must stand out from the layers of its type around
 it. Scaling a weight by s moves the ratio by s^2, so that this is a mis-scaling by ten, too."""
 
+ODD_WEIGHT = 0.9
+"""Decades by which the gain of a layer's weight, std * sqrt(fan_in), must stand out from the median
+of the network for its oddity to lie in the weights: a factor of eight, four times what separates
+PyTorch's default from He's. Without it the oddity is how the network is built, as in a gate."""
+
 ODD_SPREAD = 6.0
 """Robust standard deviations (1.4826 MAD) by which an odd block must stand out as well."""
 
@@ -79,6 +84,54 @@ WARM_UP = 1.5
 
 UPDATE_LOST = 1e-7
 """Update/weight below which float32 rounds updates away (2^-24 = 6e-8), warm-up or not."""
+
+UPDATE_RATTLES = 0.03
+"""Update/weight from which a loss that is not below where it began is laid to the steps: thirty
+times the usual 1e-3."""
+
+UPDATE_CREEPING = 1e-4
+"""Update/weight below which a loss that does not fall is laid to the steps: a tenth of the usual
+1e-3."""
+
+UPDATE_CLIPPED = 3e-4
+"""Update/weight below which clipping to `CLIPPED` is what holds the weights: a third of the usual
+1e-3, which the update would exceed ten times over without it."""
+
+CLIPPED = 1 / 30
+"""Share of the gradient norm that clipping leaves at nearly every step from which it is no longer
+outliers that are clipped: a decade and a half, as for `EXPLODING`."""
+
+LOST_SHARE = 0.5
+"""Share of the elements with a gradient that a step leaves bit for bit as they are from which
+updates are lost in rounding: most of them."""
+
+NORMAL_HALF = 2.0**-14
+"""Smallest float16 number of full precision; below it each halving loses a bit, and below 2^-25
+all are lost."""
+
+LEAST_HALF = 2.0**-24
+"""Smallest positive float16 number; half of it rounds to zero."""
+
+UNDERFLOW_SHARE = 0.25
+"""Share of zeros among such small gradients from which they are falling below float16."""
+
+RATE_FALLEN = 1e-3
+"""Learning rate over its highest at or below which, for a quarter of the run, it fell too early:
+three drops by ten, which published schedules of steps reach in their last tenth."""
+
+RATE_GONE = 1e-4
+"""The same, for a tenth of the run: a cosine is there for the last 0.6 %, a line for the last
+0.01 %."""
+
+MIN_SKIPPED = 20
+"""Steps that a GradScaler must have skipped, at least half of all, to be called a fault: it begins
+at 2^16 and halves the scale each time, so that 16 bring it to 1, where nothing is scaled."""
+
+MIN_LOSSES = 20
+"""Steps with a known loss that a judgement on its fall needs."""
+
+FLAT_LOSS = 0.02
+"""Share of the loss by which it must have fallen over them to be falling."""
 
 
 CHANCE = 1e-3

@@ -54,6 +54,17 @@ def unused(case: Case) -> Iterator[Finding]:
     """Parameters that never took part in the forward pass."""
     names = list(case.structure.unused)
     names += [t.name for t in _silent(case) if case.structure.modules and not _took_part(case, t)]
+    left = [name for name in names if case.held and name not in case.held]
+    names = [name for name in names if name not in left]
+    if left:
+        yield Finding(
+            "not-trained",
+            Severity.INFO,
+            listed(left),
+            "These parameters never took part in the forward pass and are in no optimizer, as "
+            "those of a target network that is only copied to.",
+            {"parameters": Evidence(len(left), "neither used nor in an optimizer")},
+        )
     if names:
         yield Finding(
             "unused",

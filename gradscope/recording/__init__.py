@@ -1,5 +1,5 @@
 """watch(): the gradients of any module, recorded while it trains."""
 
-from gradscope.recording.scope import DEFAULT_EVERY, GradscopeWarning, Scope, watch
+from gradscope.recording.scope import DEFAULT_EVERY, Scope, watch
 
-__all__ = ["DEFAULT_EVERY", "GradscopeWarning", "Scope", "watch"]
+__all__ = ["DEFAULT_EVERY", "Scope", "watch"]

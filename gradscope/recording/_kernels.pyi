@@ -1,42 +1,29 @@
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradscope.recording.buffer import Area
 
-Sample: TypeAlias = tuple[int, int, int, int, int, int]
+Sample: TypeAlias = tuple[int, int, int, int, Tensor]
 
-class Reader:
-    def __init__(
-        self, area: Area, column: int, wanted: int, convert: Callable[[Tensor], None], /
-    ) -> None: ...
-    def __call__(self, tensor: Tensor, /) -> None: ...
-
-class ForwardHook:
-    active: bool
-    def __init__(
-        self,
-        modules: Mapping[int, Any],
-        usual: Sequence[tuple[Callable[[], object], object]],
-        hooks: type[dict[Any, Any]],
-        key: object,
-        otherwise: Callable[[nn.Module, tuple[Any, ...], Any], None],
-        /,
-    ) -> None: ...
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any, /) -> None: ...
-
-def configure(tensor: type, parameter: type, exchange: object, width: int, /) -> None: ...
-def measure(area: Area, columns: list[int], tensors: list[Tensor], wanted: int, /) -> list[int]: ...
-def measure_gradients(
+def configure(tensor: type, parameter: type, exchange: object, /) -> None: ...
+def measure(
     area: Area,
     columns: list[int],
-    parameters: list[Tensor],
-    others: set[int],
-    marks: bytearray,
+    tensors: Sequence[Tensor | None],
     wanted: int,
+    marks: bytearray = ...,
     /,
 ) -> list[int]: ...
+def measure_one(
+    area: Area,
+    column: int,
+    wanted: int,
+    convert: Callable[[Tensor], None],
+    tensor: Tensor,
+    /,
+) -> None: ...
 def remember(
     area: Area,
     columns: list[int],

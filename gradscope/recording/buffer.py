@@ -8,7 +8,6 @@ the host waiting.
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -28,12 +27,13 @@ RAW = (
     "dead",
     "weight_norm",
     "update",
+    "unchanged",
     "variation",
     "carried",
-    "unchanged",
 )
 """What the device stores per tensor; `finish` turns it into the statistics of the table. The first
-five stand in the order in which the kernels of `_kernels.c` write them."""
+five, and the update with what it left unchanged, stand in the order in which the kernels write
+them."""
 
 PLACE = {name: i for i, name in enumerate(RAW)}
 """Place of each among the cells of a column."""
@@ -77,13 +77,7 @@ class Area:
         """`StatisticsBuffer.numel`, for those who write to both."""
         self.ring = torch.empty((RING, 0, len(RAW)), device=device)
         self._rows = self.ring.unbind()
-        self._address = array("Q", [0])
         self.turn(0)
-
-    @property
-    def base(self) -> int:
-        """Where the address of the cells stands in main memory; it stays when they move."""
-        return self._address.buffer_info()[0]
 
     def grow(self, capacity: int) -> None:
         """Make room for more columns; what was written stays."""
@@ -97,7 +91,6 @@ class Area:
         """Go on with the cells of another row."""
         self._row = row
         self.cells = self._rows[row]
-        self._address[0] = self.cells.data_ptr()
 
     def turn_back(self) -> None:
         """Go on with this row as the first one."""
@@ -147,10 +140,7 @@ class StatisticsBuffer:
         return self.area(device, column).cells[column, PLACE[name]]
 
     def area(self, device: torch.device, column: int) -> Area:
-        """The cells of a device, with room up to a column and for all columns made so far.
-
-        Who writes to addresses in it must hold on to it.
-        """
+        """The cells of a device, with room up to a column and for all columns made so far."""
         area = self._areas.get(device)
         if area is None:
             area = self._areas[device] = Area(device, self.numel)

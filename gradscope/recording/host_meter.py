@@ -12,8 +12,8 @@ from gradscope.recording import kernels, reductions
 from gradscope.recording.buffer import PLACE, Area, StatisticsBuffer
 from gradscope.recording.kernels import (
     ALL,
-    CODES,
     NORM,
+    READ,
     UNCLIPPED,
     Reader,
 )
@@ -31,9 +31,9 @@ class HostMeter:
         """Make what takes the statistics of an output of a module."""
         return self._reader(column, NORM if norm_only else ALL)
 
-    def gradient_reader(self, column: int) -> Reader:
-        """Make what takes the gradient with respect to an output."""
-        return self._reader(column, NORM)
+    def gradient_reader(self, column: int, *, whole: bool = False) -> Reader:
+        """Make what takes the gradient with respect to an output; `whole`: all statistics of it."""
+        return self._reader(column, ALL if whole else NORM)
 
     def units_reader(self, column: int, dim: int) -> Reader:
         """Make what takes the share of units along a dimension that never gave but zero."""
@@ -44,7 +44,7 @@ class HostMeter:
             strides = tensor.stride()
             order = sorted(range(tensor.dim()), key=lambda d: (-strides[d], d))
             dense = tensor.permute(order).contiguous()  # of channels_last no copy is made
-            dense = dense if dense.dtype in CODES else dense.float()
+            dense = dense if dense.dtype in READ else (dense != 0).float()  # complex ones too
             kernels.compiled.dead_units(
                 area, column, place, order.index(dim), active, _cannot_read, dense
             )
@@ -70,8 +70,9 @@ class HostMeter:
             self._samples[columns[i]] = _Sample(tensor)  # it has another size or dtype now
             self._compare(kernels.compiled.remember, [columns[i]], [tensor], "weight_norm")
 
-    def updates(self, columns: list[int], tensors: list[Tensor]) -> None:
-        """Take how far the step moved the weights that were remembered."""
+    def updates(self, columns: list[int], tensors: list[Tensor], *, thorough: bool = True) -> None:
+        """Take how far the step moved the weights that were remembered, and how many it did not."""
+        del thorough  # the count costs nothing beside the norm
         self._compare(kernels.compiled.change, columns, tensors, "update")
 
     def end(self) -> None:
@@ -81,7 +82,7 @@ class HostMeter:
         # It holds on to the cells, which a graph that outlives the scope still writes.
         area = self._area(column)
         convert = functools.partial(_measure_converted, area, column, wanted)
-        return kernels.compiled.Reader(area, column, wanted, convert)
+        return functools.partial(kernels.compiled.measure_one, area, column, wanted, convert)
 
     def _compare(
         self, kernel: Callable[..., list[int]], columns: list[int], tensors: list[Tensor], name: str
@@ -112,17 +113,16 @@ def _cannot_read(tensor: Tensor) -> None:
 class _Sample:
     """Room for the runs of one parameter that are compared with those after the step."""
 
-    __slots__ = ("_before", "place")
+    __slots__ = ("place",)
 
     def __init__(self, vector: Tensor) -> None:
         numel = vector.numel()
         length, stride, n = reductions.runs_for(numel)
-        self._before = torch.empty(length * n, dtype=vector.dtype)
-        address, code = self._before.data_ptr(), CODES[vector.dtype]
-        self.place = (length, stride, n, address, numel, code)
+        before = torch.empty(length * n, dtype=vector.dtype)
+        self.place = (length, stride, n, numel, before)
 
 
 def _converted(tensor: Tensor) -> Tensor:
     """The elements in a form that the kernels read."""
     vector = reductions.elements(tensor)
-    return vector if vector.dtype in CODES else vector.float()
+    return vector if vector.dtype in READ else vector.float()

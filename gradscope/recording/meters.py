@@ -57,11 +57,14 @@ class Meters:
         Returns:
             Indices of the gradients that are left to `parameter_gradients`.
         """
+        mine = with_gradient(parameters, others)
         if kernels.compiled is None or not any(parameter.is_cpu for parameter in parameters):
-            return with_gradient(parameters, others)
-        area = self._buffer.area(torch.device("cpu"), max(columns, default=0))
+            return mine
+        places = [columns[i] for i in mine]
+        gradients = [parameters[i].grad for i in mine]
+        area = self._buffer.area(torch.device("cpu"), max(places, default=0))
         wanted = UNCLIPPED if unclipped else ALL
-        return kernels.compiled.measure_gradients(area, columns, parameters, others, marks, wanted)
+        return [mine[i] for i in kernels.compiled.measure(area, places, gradients, wanted, marks)]
 
     def end(self) -> None:
         """Finish what was left to the end of the step."""

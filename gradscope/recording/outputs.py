@@ -16,7 +16,7 @@ from gradscope.layers import BOUNDS, is_normalisation
 from gradscope.nested import tensors_in
 from gradscope.recording import reductions
 from gradscope.recording.buffer import UNSEEN, StatisticsBuffer
-from gradscope.recording.kernels import Reader, forward_hook
+from gradscope.recording.kernels import Reader
 from gradscope.recording.meters import Meters
 from gradscope.recording.network import Call, read_structure
 from gradscope.trace.structure import Structure
@@ -29,9 +29,6 @@ MAX_CALLS = 256
 _in_inference_mode = torch.is_inference_mode_enabled
 _in_transform = torch._C._are_functorch_transforms_active
 _backward_pass = torch._C._current_graph_task_id  # DDP asks the same way whether one is running
-
-_USUAL = ((_backward_pass, -1), (_in_transform, False))
-"""What tells that a tensor with a history comes from a plain forward pass, and how."""
 
 _KINDS: tuple[Kind, Kind] = ("activation", "activation_grad")
 
@@ -46,8 +43,6 @@ class _Output:
     also: tuple[Reader, ...]
     """What else is taken of it: of activations, dead and saturated units."""
     read_gradient: Reader
-    hooks: OrderedDict[object, Reader] | None = None
-    """What the last tensor of it carries, if the compiled forward hook took it."""
 
 
 @dataclass(slots=True)
@@ -66,7 +61,6 @@ class _ForwardHook:
     """What torch calls after each module; it does not keep the reader alive."""
 
     def __init__(self, reader: ForwardReader) -> None:
-        self.active = True
         self._reader = weakref.ref(reader)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -85,6 +79,7 @@ class ForwardReader:
         meters: Meters,
         *,
         norms_only: bool,
+        before_backward: Callable[[], None],
         after_backward: Callable[[], None],
         on_another_pass: Callable[[], None],
     ) -> None:
@@ -100,6 +95,7 @@ class ForwardReader:
         self._buffer = buffer
         self._meters = meters
         self._norms_only = norms_only
+        self._before_backward = before_backward
         self._after_backward = after_backward
         self._on_another_pass = on_another_pass
         self._seen: dict[int, tuple[weakref.ref[Tensor], int, str, int]] = {}
@@ -110,13 +106,7 @@ class ForwardReader:
         """Those of them that got a gradient."""
         self._key = object()
         """Stands for this reader among the hooks of a tensor that it took."""
-        # The root ends the pass and recurrent layers have a time, so theirs are never as before.
-        alike = {
-            id(m): self._modules[id(m)]
-            for m in model.modules()
-            if m is not model and not isinstance(m, nn.RNNBase)
-        }
-        self.hook = forward_hook(alike, _USUAL, self._key, _ForwardHook(self))
+        self.hook = _ForwardHook(self)
         """What is to be registered as forward hook."""
         self.begin()
 
@@ -128,7 +118,6 @@ class ForwardReader:
             known.calls = known.recomputed = 0
         self._seen.clear()
         self._forget_graph()
-        self.hook.active = self.structure is not None
 
     def end(self) -> None:
         """Read the structure if the root never ran, only its parts."""
@@ -143,10 +132,7 @@ class ForwardReader:
         ]
 
     def saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Take what one call of one module gave; called by the forward hook.
-
-        The kernels' `ForwardHook` does the same for calls that are as in an earlier step.
-        """
+        """Take what one call of one module gave; called by the forward hook."""
         known = self._modules.get(id(module))
         if known is None or _in_inference_mode():  # nothing of it can be trained on
             return
@@ -157,7 +143,7 @@ class ForwardReader:
             return
         if self._finished:
             self._on_another_pass()
-        if not self._finished:
+        if not self._finished and not self._take_again(known, module, output):
             self._take(known, module, args, output)
         if not known.name:
             self._end_of_forward(output)
@@ -174,7 +160,7 @@ class ForwardReader:
             made = self._seen.get(id(tensor))
             if made is None or made[0]() is not tensor or made[1] != tensor._version:
                 if self.structure is not None and self._key in (tensor._backward_hooks or ()):
-                    continue  # the compiled hook took it
+                    continue  # taken as in an earlier step
                 made = (weakref.ref(tensor), tensor._version, known.name, call)
                 self._seen[id(tensor)] = made
                 place = _place(call, index)
@@ -189,6 +175,27 @@ class ForwardReader:
                 self._calls.append(Call(known.name, call, index, node, made[2], made[3], source))
         if self.has_fused_recurrence and isinstance(module, nn.RNNBase):
             self._take_time(known.name, module, args)
+
+    def _take_again(self, known: _Module, module: nn.Module, output: Any) -> bool:
+        """Take a call that gave one plain tensor, if all is as in an earlier step.
+
+        That is what most calls come to, at half the cost of the general case.
+        """
+        if self.structure is None or type(output) is not Tensor or isinstance(module, nn.RNNBase):
+            return False
+        node, hooks = output.grad_fn, output._backward_hooks
+        if hooks is None:
+            seen = known.outputs.get(known.calls)
+            if node is None or seen is None or seen.device != output.device:
+                return False
+            seen.read(output)
+            for read in seen.also:
+                read(output)
+            self._register(output, node, seen.read_gradient)
+        elif self._key not in hooks:  # a user's; ours where a module within this one returned it
+            return False
+        known.calls += 1
+        return True
 
     def lend(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         """Inputs for a fused recurrent layer that take a gradient, so that time can be seen.
@@ -250,10 +257,14 @@ class ForwardReader:
         node = tensor.grad_fn
         if node is None or tensor._backward_hooks is not None or type(tensor) is not Tensor:
             tensor.register_hook(read)  # type: ignore[no-untyped-call]  # torch's stub
-        else:  # what register_hook does at half its cost: there is no handle to remove it with
-            tensor._backward_hooks = hooks = OrderedDict()
-            hooks[self._key] = read  # several times faster than as an argument
-            node._register_hook_dict(tensor)
+        else:
+            self._register(tensor, node, read)
+
+    def _register(self, tensor: Tensor, node: Any, read: Reader) -> None:
+        """What register_hook does at half its cost: there is no handle to remove it with."""
+        tensor._backward_hooks = hooks = OrderedDict()
+        hooks[self._key] = read  # several times faster than as an argument
+        node._register_hook_dict(tensor)
 
     def _new_output(
         self, name: str, module: nn.Module, call: int, index: int, tensor: Tensor
@@ -274,7 +285,10 @@ class ForwardReader:
             if type(module) in BOUNDS:
                 also.append(self._saturation_reader(column, *BOUNDS[type(module)]))
         reader = meter.output_reader(column, norm_only=self._norms_only)
-        return _Output(column, tensor.device, reader, tuple(also), meter.gradient_reader(gradient))
+        # Half precision alone is narrow enough for gradients to underflow: there zeros are counted.
+        narrow = tensor.dtype is torch.float16 and not self._norms_only
+        read_gradient = meter.gradient_reader(gradient, whole=narrow)
+        return _Output(column, tensor.device, reader, tuple(also), read_gradient)
 
     def _saturation_reader(self, column: int, low: float, high: float) -> Reader:
         buffer = self._buffer
@@ -309,7 +323,6 @@ class ForwardReader:
                 self.begin()
             return
         self._finished = True
-        self.hook.active = False
         for root in roots:
             if self.structure is None:
                 self._roots.append(root.grad_fn)  # a hook that held it would keep the graph alive
@@ -322,6 +335,7 @@ class ForwardReader:
             self._sinks.append(self._roots[index])
         if not self._queued:
             self._queued = True
+            self._before_backward()
             # A callback queued from a callback runs after those of DDP and FSDP, which finish
             # the gradients in callbacks of their own.
             queue = torch.autograd.Variable._execution_engine.queue_callback  # as DDP does

@@ -7,9 +7,10 @@ stay untouched: they pickle, copy and save as if nobody watched.
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,16 +20,18 @@ from torch.nn.modules.module import (
     register_module_forward_hook,
     register_module_forward_pre_hook,
 )
-from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from gradscope.errors import RecorderError
+from gradscope.errors import GradscopeWarning, RecorderError
 from gradscope.recording.assemble import complete, git_revision, ordered
 from gradscope.recording.buffer import StatisticsBuffer, finish, histograms
+from gradscope.recording.groups import Groups
 from gradscope.recording.loss_scale import LossScale
 from gradscope.recording.meters import Meters
+from gradscope.recording.optimizers import Arguments, StepHooks, before_it_is_used, innermost
 from gradscope.recording.outputs import ForwardReader
 from gradscope.recording.parameters import ParameterReader
+from gradscope.recording.strangers import Strangers
 from gradscope.trace.table import RecordedStep, Trace
 
 DEFAULT_EVERY = 50
@@ -37,13 +40,9 @@ DEFAULT_EVERY = 50
 _WATCHED: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Scope]] = weakref.WeakKeyDictionary()
 
 
-class GradscopeWarning(UserWarning):
-    """Something that the recorder cannot see, said once."""
-
-
 def watch(
     model: nn.Module,
-    optimizer: Optimizer | Iterable[Optimizer] | None = None,
+    optimizer: Any = None,
     *,
     every: int = DEFAULT_EVERY,
     activations: bool = True,
@@ -56,7 +55,9 @@ def watch(
 
     Args:
         model: any module; wrapped ones (DDP, FSDP, compiled) too.
-        optimizer: one or several; their ``step()`` ends a step. Without, call ``scope.step()``.
+        optimizer: one or several; their ``step()`` ends a step. What wraps one (Accelerate,
+            Transformers, Lightning, Opacus, fastai, SAM, Lookahead) is unwrapped. Without, call
+            ``scope.step()``.
         every: record every so many steps, beginning with the first; by default so few that the
             step is no more than one per cent slower on average.
         activations: record module outputs and their gradients too, not only parameter gradients.
@@ -90,16 +91,7 @@ def watch(
         raise RecorderError(
             f"every={every} must be at least 1 and max_steps={max_steps} at least 32"
         )
-    if optimizer is None:
-        optimizers: Sequence[Optimizer] = ()
-    else:
-        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-    for each in optimizers:
-        if not isinstance(each, Optimizer):
-            raise RecorderError(
-                f"watch() needs a torch.optim.Optimizer, got {type(each).__name__}; "
-                "pass the optimizer itself, or leave it out and call scope.step()"
-            )
+    optimizers = innermost(optimizer)
     model = _unwrapped(model)
     existing = _WATCHED.get(model)
     if existing is not None and existing() is not None:
@@ -122,7 +114,7 @@ class Scope:
     def __init__(
         self,
         model: nn.Module,
-        optimizers: Sequence[Optimizer],
+        optimizers: Sequence[Any],
         buffer: StatisticsBuffer,
         *,
         activations: bool,
@@ -141,24 +133,25 @@ class Scope:
         self._scaler = LossScale(scaler, buffer)
         self._meters = Meters(buffer)
         self._parameters = ParameterReader(model, optimizers, buffer, self._meters)
+        self._groups = Groups(model, optimizers)
+        self._strangers = Strangers(model)
         self._forward = ForwardReader(
             model,
             buffer,
             self._meters,
             norms_only=norms_only,
+            before_backward=self._before_backward,
             after_backward=self._after_backward,
             on_another_pass=self._on_another_pass,
         )
         self._step = 0
+        self._begun: set[int] = set()
         self._stepped: set[int] = set()
         self._measured = False
         self._recording = False
         self._trace: Trace | None = None
         self._hooks: list[RemovableHandle] = []
-        self._handles: list[RemovableHandle] = []
-        for each in optimizers:
-            self._handles.append(each.register_step_pre_hook(self._before_step))
-            self._handles.append(each.register_step_post_hook(self._after_step))
+        self._steps = [StepHooks(o, self._before_step, self._after_step) for o in optimizers]
         _WATCHED[model] = weakref.ref(self)
         # A scope that is forgotten takes the hooks on all modules with it.
         weakref.finalize(self, _remove, self._hooks).atexit = False
@@ -197,8 +190,10 @@ class Scope:
             return
         self._recording = False
         self._detach_forward()
-        for handle in self._handles:
-            handle.remove()
+        self._look_for_unseen_steps()
+        for each in self._steps:
+            each.remove()
+        self._parameters.leave()
         _WATCHED.pop(self._model, None)
         self._trace = self._build_trace()
         self._buffer.release()
@@ -209,6 +204,7 @@ class Scope:
 
     def _arm(self) -> None:
         self._measured = False
+        self._begun.clear()
         self._stepped.clear()
         self._recording = self._buffer.wants(self._step)
         if not self._recording or self._step == 1:  # the first step has a hook of its own
@@ -238,6 +234,8 @@ class Scope:
 
             self._hooks.append(register_module_forward_pre_hook(lend))
         if self._step == 0:
+            strangers = register_module_forward_hook(self._strangers.hook, with_kwargs=True)
+            self._hooks.append(strangers)
             first_call = weakref.WeakMethod(self._first_call)
 
             def before(module: nn.Module, args: Any) -> None:
@@ -259,6 +257,15 @@ class Scope:
 
     def _cannot_see(self, blind_spot: str) -> None:
         self._activations = False
+        self._say(blind_spot)
+
+    def _look_for_unseen_steps(self) -> None:
+        if not self._step and self._parameters.trained():
+            self._say(_NO_STEP)
+        elif any(each.misses_steps() for each in self._steps):
+            self._say(_REPLACED)
+
+    def _say(self, blind_spot: str) -> None:
         self.blind_spots = (*self.blind_spots, blind_spot)
         warnings.warn(f"gradscope: {blind_spot}", GradscopeWarning, stacklevel=2)
 
@@ -266,27 +273,51 @@ class Scope:
         if self._scaler.updated():  # a GradScaler went on without calling optimizer.step()
             self._end_step(skipped=True)
 
+    def _before_backward(self) -> None:
+        if self._recording:
+            self._parameters.before_backward()
+
     def _after_backward(self) -> None:
         if not self._recording:
             return
+        for each in self._steps:
+            each.look_again()
         self._scaler.remember()
-        self._parameters.after_backward(self._scaler.scale())
+        stepped = [each for each in self._optimizers if id(each) in self._stepped]
+        self._parameters.after_backward(self._scaler.scale(), stepped)
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(
+        self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Arguments | None:
         if id(optimizer) in self._stepped:  # a new round, though some optimizer never stepped
             self._end_step()
+        first = id(optimizer) not in self._begun  # a step may call that of its base class
+        self._begun.add(id(optimizer))
         if not self._recording:
-            return
-        closure = kwargs.get("closure") is not None or any(callable(a) for a in args[1:])
+            return None
+        self._groups.note(self._step, optimizer)
         scale = self._scaler.left_to(optimizer)
-        if not closure:
-            self._parameters.measure(optimizer, scale)
-        if not self._norms_only:
-            self._parameters.remember_weights(optimizer)
-        self._measured = not closure
+        self._measured = False
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        def measure() -> None:
+            nonlocal first
+            if self._recording:
+                self._measured = True
+                self._parameters.measure(optimizer, scale)
+                if first and not self._norms_only:
+                    self._parameters.remember_weights(optimizer)
+                first = False
+
+        with_closure = before_it_is_used((args, kwargs), measure)
+        if with_closure is None:
+            measure()
+        return with_closure
+
+    def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         del args, kwargs
+        if id(optimizer) not in self._begun:  # the step around one that ended already
+            return
+        self._begun.discard(id(optimizer))
         if self._recording:
             if not self._measured:
                 self._parameters.measure(optimizer)
@@ -298,7 +329,8 @@ class Scope:
 
     def _end_step(self, *, skipped: bool = False) -> None:
         if self._recording:
-            self._parameters.end()
+            for blind_spot in self._parameters.end():
+                self._say(blind_spot)
             self._forward.end()
             self._meters.end()
             scaled = frozenset(self._forward.gradients if self._scaler.active else ())
@@ -310,7 +342,12 @@ class Scope:
         rows = self._buffer.rows()
         columns = self._buffer.columns
         values, present = finish(rows, columns)
-        structure = complete(self._forward.structure, self._model, self._parameters.ever())
+        structure = dataclasses.replace(
+            complete(self._forward.structure, self._model, self._parameters.ever()),
+            groups=self._groups.describe(),
+            strangers=self._strangers.named(self._groups.held()),
+        )
+        self._groups.forget_all_but([row.step for row in rows])
         return Trace(
             tensors=ordered(columns, structure),
             steps=tuple(row.step for row in rows),
@@ -318,6 +355,7 @@ class Scope:
             present=present,
             structure=structure,
             histograms=histograms(rows, len(columns)),
+            logged=self._groups.logged(),
             metadata={
                 "torch": torch.__version__,
                 "git": git_revision(),
@@ -339,6 +377,15 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     inner = getattr(model, "_orig_mod", None)
     return inner if isinstance(inner, nn.Module) else model
 
+
+_NO_STEP = (
+    "no optimizer.step() was seen; call scope.step() after each step, and leave the optimizer out "
+    "of watch()"
+)
+
+_REPLACED = (
+    "optimizer.step was replaced while watching; steps after that were not seen; replace it first"
+)
 
 _COMPILED = (
     "the model is compiled: its parameter gradients are recorded, its activations cannot be; "

@@ -129,8 +129,8 @@ class Trace:
     histograms: Tensor | None = None
     """int32, shape (steps, tensors, bins), counts of log2|g|, or None (see recorder)."""
     logged: dict[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
-    """Name -> (step, value): what ``scope.log()`` was told, and ``lr/0`` of the first group of the
-    optimizer at each recorded step."""
+    """Name -> (step, value): what ``scope.log()`` was told, and ``lr/0``, ``lr/1``, ... of each
+    group of `Structure.groups` at each recorded step."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Versions, git revision and what the recorder was asked for; JSON types only."""
 

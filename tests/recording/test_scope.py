@@ -19,9 +19,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import gradscope
-from gradscope.errors import RecorderError
+from gradscope.errors import GradscopeWarning, RecorderError
 from gradscope.recording import kernels
-from gradscope.recording.scope import GradscopeWarning
 
 
 @pytest.fixture(autouse=True, params=["kernels", "torch"])

@@ -1,0 +1,111 @@
+/* Samples of weights before a step, to compare with after it. */
+
+#include "kernels.h"
+#include "reduce.h"
+#include <math.h>
+#include <string.h>
+
+/* Runs of neighbours at equal distances, and the tensor in which their elements are copied. */
+typedef struct {
+    long long length, stride, runs;
+    tensor copy;
+} sample;
+
+typedef struct {
+    cells in;
+    PyObject *columns, *samples;
+    long long place;
+} request;
+
+/* 1 where a sample belongs to such a tensor, else 0. */
+static int fits(const sample *of, const tensor *read, long long numel) {
+    if (numel != read->numel || of->copy.of != read->of || of->length < 0 || of->runs < 0 ||
+        of->length > numel)
+        return 0;
+    if (of->length && of->runs > of->copy.numel / of->length)
+        return 0;
+    return of->runs < 2 || (of->stride >= 0 && of->stride <= (numel - of->length) / (of->runs - 1));
+}
+
+/* The sample of a tensor; answers as `use` does. Its copy stays the list's. */
+static int sample_at(const request *asked, Py_ssize_t i, const tensor *read, sample *found) {
+    PyObject *item = PyList_GetItem(asked->samples, i), *copy;
+    long long numel;
+    if (!item || !PyArg_ParseTuple(item, "LLLLO", &found->length, &found->stride, &found->runs,
+                                   &numel, &copy))
+        return -1;
+    return locate(copy, &found->copy) && fits(found, read, numel);
+}
+
+/* Write a norm over a sample, scaled up to all elements, and in the next place, unless it is NaN, a
+ * share of them; 1, or -1 on errors. */
+static int write_sample(const request *asked, Py_ssize_t i, int64_t numel, const sample *of,
+                        double norm, double share) {
+    double sampled = (double)(of->length * of->runs);
+    float values[2] = {(float)(norm * sqrt((double)numel / sampled)), (float)share};
+    int64_t column;
+    if (as_integer(PyList_GetItem(asked->columns, i), &column) < 0 ||
+        write_cells(&asked->in, column, asked->place, values, isnan(share) ? 1 : 2) < 0)
+        return -1;
+    return 1;
+}
+
+static int remember(PyObject *object, const tensor *read, Py_ssize_t i, void *context) {
+    (void)object;
+    sample of;
+    int fitting = sample_at(context, i, read, &of);
+    if (fitting != 1)
+        return fitting;
+    int64_t bytes = of.length * read->of->size, sampled = of.length * of.runs;
+    if (!of.length || !of.runs)
+        return 1;
+    for (int64_t run = 0; run < of.runs; run++)
+        memcpy(of.copy.data + run * bytes, read->data + run * of.stride * read->of->size,
+               (size_t)bytes);
+    summary found;
+    read->of->summarise(of.copy.data, sampled, &found);
+    double norm = norm_of(read->of, of.copy.data, sampled, &found);
+    return write_sample(context, i, read->numel, &of, norm, NAN);
+}
+
+static int change(PyObject *object, const tensor *read, Py_ssize_t i, void *context) {
+    (void)object;
+    sample of;
+    int fitting = sample_at(context, i, read, &of);
+    if (fitting != 1)
+        return fitting;
+    int64_t bytes = of.length * read->of->size;
+    double squares = 0, alike = 0;
+    if (!of.length || !of.runs)
+        return 1;
+    for (int64_t run = 0; run < of.runs; run++) {
+        const char *now = read->data + run * of.stride * read->of->size;
+        const char *before = of.copy.data + run * bytes;
+        squares += read->of->squared_change(now, before, of.length);
+        alike += (double)read->of->count_alike(now, before, of.length);
+    }
+    alike /= (double)(of.length * of.runs);
+    return write_sample(context, i, read->numel, &of, sqrt(squares), alike);
+}
+
+static PyObject *for_each_sample(PyObject *args, use *function) {
+    request asked;
+    PyObject *area, *tensors;
+    if (!PyArg_ParseTuple(args, "OO!O!O!L", &area, &PyList_Type, &asked.columns, &PyList_Type,
+                          &tensors, &PyList_Type, &asked.samples, &asked.place) ||
+        open_cells(area, &asked.in) < 0)
+        return NULL;
+    PyObject *left = for_each(tensors, function, &asked);
+    close_cells(&asked.in);
+    return left;
+}
+
+PyObject *py_remember(PyObject *self, PyObject *args) {
+    (void)self;
+    return for_each_sample(args, remember);
+}
+
+PyObject *py_change(PyObject *self, PyObject *args) {
+    (void)self;
+    return for_each_sample(args, change);
+}
