@@ -82,8 +82,8 @@ def template_text(name: str) -> str:
     return resources.files("gradscope.report").joinpath("templates", name).read_text("utf-8")
 
 
-def study_data(tables: Tables, scheme: Scheme) -> dict[str, Any]:
-    """What the filters work on: factors, variants, and the outcomes of each cell."""
+def study_data(tables: Tables, scheme: Scheme, charts: Mapping[str, Chart]) -> dict[str, Any]:
+    """What filters and legends work on, so that no figure is read before it is drawn."""
     of = tables.variant_of
     rows = tables.cell_rows
     return {
@@ -103,6 +103,9 @@ def study_data(tables: Tables, scheme: Scheme) -> dict[str, Any]:
         "palette": {"light": PALETTE, "dark": PALETTE_DARK},
         "dashes": DASHES,
         "symbols": SYMBOLS,
+        "legends": {
+            key: [vars(k) for k in chart.legend] for key, chart in charts.items() if chart.legend
+        },
         "scheme": {"colour": scheme.colour_by, "dash": scheme.dash_by},
     }
 
@@ -127,7 +130,6 @@ def chart_data(chart: Chart) -> dict[str, Any]:
     return {
         "panels": panels,
         "names": list(names),
-        "legend": [vars(key) for key in chart.legend],
         "lines": chart.lines,
         "options": chart.options,
     }

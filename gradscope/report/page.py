@@ -70,7 +70,7 @@ def render(drawing: Drawing, charts: Mapping[str, Chart], table_files: Mapping[s
         style=Markup(style),  # noqa: S704  # our own file
         script=Markup(script),  # noqa: S704  # our own file
         plotly=embed.packed(plotly),
-        study=embed.embedded(embed.study_data(tables, drawing.scheme)),
+        study=embed.embedded(embed.study_data(tables, drawing.scheme, charts)),
         packed_tables=embed.packed(
             json.dumps(embed.table_data(tables, table_files), allow_nan=False)
         ),

@@ -395,8 +395,9 @@
     const list = $(".legend", figure);
     if (!list) return;
     const hidden = hiddenIn(figure.dataset.chart);
-    const chart = chartOf(figure.dataset.chart);
-    const keys = chart.options.scheme && regrouped() ? [...schemeKeys(), ...chart.legend.filter(k => k.hides.k !== undefined)] : chart.legend;
+    const own = study.legends[figure.dataset.chart] || [];
+    const keys = regrouped() && chartOf(figure.dataset.chart).options.scheme
+      ? [...schemeKeys(), ...own.filter(k => k.hides.k !== undefined)] : own;
     list.replaceChildren(...keys.map(key => {
       const item = document.createElement("li");
       const button = document.createElement("button");
