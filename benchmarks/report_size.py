@@ -46,7 +46,7 @@ def start_in_browser(page: Path) -> str:
         for _ in range(3):
             tab = browser.new_context(offline=True).new_page()
             tab.goto(page.as_uri(), timeout=120_000)
-            tab.wait_for_function("document.documentElement.dataset.ready", timeout=120_000)
+            tab.wait_for_selector("html[data-ready]", timeout=120_000)
             starts.append(float(tab.evaluate("document.documentElement.dataset.ready")))
         times = []
         for place in ("summary", "figure-map", "figure-profile", "figure-heat", "figure-effects"):

@@ -319,9 +319,7 @@ def test_pages_of_traces_and_seeds_are_accessible(page, request, open_page):
 def show(visit, key):
     """Scroll to a figure and let it be drawn."""
     visit.page.evaluate(f"document.getElementById('figure-{key}').scrollIntoView()")
-    visit.page.wait_for_function(
-        f"document.querySelector('#figure-{key} .plot .main-svg') !== null"
-    )
+    visit.page.wait_for_selector(f"#figure-{key} .plot .main-svg", state="attached")
     visit.page.wait_for_timeout(200)
 
 
