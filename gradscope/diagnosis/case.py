@@ -160,6 +160,15 @@ class Case:
         return {name for group in self.structure.groups for name in group.parameters}
 
     @cached_property
+    def has_no_gradient(self) -> bool:
+        """Whether an optimizer steps and no parameter has a gradient when it does.
+
+        No cut explains that, since the backward pass would have failed.
+        """
+        weights = [i for i, _ in self.columns("weight")]
+        return bool(self.held) and not bool(self.trace.present[:, weights].any())
+
+    @cached_property
     def blocks(self) -> dict[str, Block]:
         """The blocks by name."""
         return {block.name: block for block in self.structure.blocks}

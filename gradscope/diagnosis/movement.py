@@ -61,6 +61,18 @@ def _accumulating(case: Case) -> Iterator[Finding]:
 
 def _zeroed(case: Case) -> Iterator[Finding]:
     """Gradients that backward made and that are gone when the optimizer takes them."""
+    if case.has_no_gradient and case.trace.steps and case.earlier is None:
+        yield Finding(
+            "zeroed-before-step",
+            Severity.ERROR,
+            "optimizer",
+            "No parameter has a gradient when the optimizer steps: step() comes before backward(), "
+            "or zero_grad() stands between the two.",
+            {"steps": Evidence(len(case.trace.steps), "without any gradient")},
+            "Call zero_grad(), backward() and step() in this order.",
+            Verdict.STALLED,
+        )
+        return
     columns = stepped(case)
     before, after = (table(case, name, columns) for name in ("unclipped_norm", "norm"))
     made = before > 0

@@ -17,7 +17,7 @@ def disconnected(case: Case) -> Iterator[Finding]:
     No cut are those of a teacher (it ran under no_grad, or no optimizer holds it) and those whose
     output nobody reads, unless a later module was given something without a history in its stead.
     """
-    if not case.trace.steps:
+    if not case.trace.steps or case.has_no_gradient:
         return
     cuts: dict[tuple[str, str], list[str]] = {}
     aside: list[str] = []
@@ -125,7 +125,8 @@ def _cut(case: Case, tensor: RecordedTensor, info: ModuleInfo) -> tuple[str, str
     if info.mode == "checkpoint":
         return _CHECKPOINT, advice.checkpoint()
     if info.mode == "no_grad":
-        return (_NO_GRAD, advice.no_grad()) if tensor.name in case.held else None
+        trained = tensor.name in case.held and tensor.name not in case.structure.moved
+        return (_NO_GRAD, advice.no_grad()) if trained else None
     left_alone = case.held and tensor.name not in case.held  # neither a gradient nor an optimizer
     if left_alone or tensor.module in case.structure.aside:
         return None

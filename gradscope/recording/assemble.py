@@ -8,6 +8,7 @@ import subprocess
 from torch import nn
 
 from gradscope.recording.groups import Groups
+from gradscope.recording.parameters import ParameterReader
 from gradscope.recording.strangers import Strangers
 from gradscope.trace.structure import Structure
 from gradscope.trace.table import RecordedTensor
@@ -16,12 +17,13 @@ from gradscope.trace.table import RecordedTensor
 def complete(
     structure: Structure | None,
     model: nn.Module,
-    ever: set[str],
+    parameters: ParameterReader,
     groups: Groups,
     strangers: Strangers,
 ) -> Structure:
     """Add what the forward pass does not tell: which parameters nobody used, and who holds them."""
     structure = structure or Structure()
+    ever, moved = parameters.ever(), parameters.moved()
     ran = {info.name for info in structure.modules if info.order >= 0}
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
     unused = [
@@ -34,6 +36,9 @@ def complete(
         structure,
         unused=tuple(unused) if known else (),
         frozen=tuple(frozen),
+        moved=tuple(
+            n for n, p in model.named_parameters() if p.requires_grad and n in moved - ever
+        ),
         groups=groups.describe(),
         strangers=strangers.named(groups.held()),
     )

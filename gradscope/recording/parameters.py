@@ -152,6 +152,11 @@ class ParameterReader:
             if tensor.kind == "weight" and column in self._buffer.ever
         }
 
+    def moved(self) -> set[str]:
+        """Names of the parameters that somebody changed in place since they were first seen."""
+        pairs = zip(self._names, self._parameters, strict=True)
+        return {name for name, p in pairs if _version(p) != self._versions[id(p)]}
+
     def trained(self) -> bool:
         """Whether somebody trains: there are gradients, or weights that moved."""
         self._look()

@@ -371,8 +371,13 @@ class Scope:
         columns = self._buffer.columns
         values, present = finish(rows, columns)
         steps = tuple(row.step for row in rows)
-        known, ever = self._forward.structure, self._parameters.ever()
-        structure = complete(known, self._model, ever, self._groups, self._strangers)
+        structure = complete(
+            self._forward.structure,
+            self._model,
+            self._parameters,
+            self._groups,
+            self._strangers,
+        )
         structure = dataclasses.replace(
             self._notes.added(structure), loss=self._loss.side(steps, scaled=self._scaler.active)
         )

@@ -147,6 +147,9 @@ class Structure:
     strangers: tuple[str, ...] = ()
     """Leaves of the graph that are no parameters of the network, as ``3 x Linear.weight (64, 64)``
     of layers in a plain list."""
+    moved: tuple[str, ...] = ()
+    """Trainable parameters that got no gradient and were changed all the same, as a teacher that
+    follows by moving average."""
     groups: tuple[ParameterGroup, ...] = ()
     """What the optimizers hold; empty where none is known."""
     inputs: tuple[Summary, ...] = ()
