@@ -24,7 +24,7 @@ from gradscope.recording.kernels import Reader
 from gradscope.recording.loss_side import LossReader
 from gradscope.recording.meters import Meters
 from gradscope.recording.network import Call, read_structure
-from gradscope.recording.variation import Variation
+from gradscope.recording.variation import Variation, is_worth_it
 from gradscope.trace.structure import Structure
 from gradscope.trace.table import TIME, RecordedTensor
 from gradscope.trace.vocabulary import Kind
@@ -58,8 +58,10 @@ class _Output:
     device: torch.device
     read: Reader
     also: tuple[Reader, ...]
-    """What else is taken of it: of activations, dead and saturated units."""
+    """What else is taken of it: its variation; of activations, dead and saturated units."""
     read_gradient: Reader
+    varies: bool
+    """Whether its variation is taken."""
 
 
 @dataclass(slots=True)
@@ -198,9 +200,8 @@ class ForwardReader:
             return
         self._finished = is_root
         self._loss.outputs(roots)
-        model = self._model()
-        if self.structure is None and model is not None and not self._norms_only:
-            self._variation.of_weights(model)
+        if self.structure is None and not self._norms_only:
+            self._take_variation(roots)
         for root in roots:
             if self.structure is None:
                 self._roots.append(root.grad_fn)  # a hook that held it would keep the graph alive
@@ -366,9 +367,10 @@ class ForwardReader:
         )
         self.gradients.add(gradient)
         meter = self._meters.of(tensor.device)
-        also = []
+        also, varies = [], not self._norms_only and is_worth_it(module)
         if not self._norms_only:
-            also.append(self._variation.reader(column))
+            if varies:
+                also.append(self._variation.reader(column))
             if tensor.dim() > 1 and type(module).__module__ == "torch.nn.modules.activation":
                 dim = 2 if tensor.dim() == 3 else 1  # (batch, time, features), else channels
                 also.append(meter.units_reader(column, dim))
@@ -381,7 +383,7 @@ class ForwardReader:
             f"at the gradient of the output of '{name}'",
             meter.gradient_reader(gradient, whole=narrow),
         )
-        return _Output(column, tensor.device, reader, tuple(also), read_gradient)
+        return _Output(column, tensor.device, reader, tuple(also), read_gradient, varies)
 
     def _saturation_reader(self, column: int, low: float, high: float) -> Reader:
         buffer = self._buffer
@@ -405,6 +407,20 @@ class ForwardReader:
             seen = known.outputs.get(_place(call, index))
             if tensor.requires_grad and seen is not None:
                 self._await_gradient(tensor, seen.read_gradient)
+
+    def _take_variation(self, roots: list[Tensor]) -> None:
+        """Once: that of the weights, and from now on that of what the network returns."""
+        made = {self._seen[id(root)][2:]: root for root in roots if id(root) in self._seen}
+        for known in self._modules.values():
+            for place, seen in known.outputs.items():
+                root = made.get((known.name, place & _CALLS))
+                if root is not None and not seen.varies:
+                    read = self._variation.reader(seen.column)
+                    read(root)
+                    seen.also, seen.varies = (*seen.also, read), True
+        model = self._model()
+        if model is not None:
+            self._variation.of_weights(model)
 
     def _root_gradient(self, index: int, grad: Tensor) -> None:
         self._finished = True
@@ -438,6 +454,10 @@ class ForwardReader:
         self._calls.clear()
         self._roots.clear()
         self._sinks.clear()
+
+
+_CALLS = 2**32 - 1
+"""What of a place is the call."""
 
 
 def _place(call: int, index: int) -> int:

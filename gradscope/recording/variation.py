@@ -13,8 +13,8 @@ from gradscope.trace.table import RecordedTensor
 ROWS = COLUMNS = 64
 """Most examples, and most features of each, that are compared."""
 
-DENSE, EVERY = 4, 8
-"""Taken in the first four recorded steps, then in every eighth: it changes slowly, and it costs a
+DENSE, EVERY = 3, 8
+"""Taken in the first three recorded steps, then in every eighth: it changes slowly, and it costs a
 dozen small operations for each output."""
 
 
@@ -53,6 +53,15 @@ class Variation:
         found = variation(tensor)
         if found is not None:
             self._buffer.cell(tensor.device, column, "variation").copy_(found)
+
+
+def is_worth_it(module: nn.Module) -> bool:
+    """Whether the output of a module is taken: of those with weights of their own, and of blocks.
+
+    What lies between, activations and normalisations, seldom changes it, and there are many.
+    """
+    weights = module._parameters.values()
+    return bool(module._modules) or any(w is not None and w.dim() > 1 for w in weights)
 
 
 def variation(tensor: Tensor) -> Tensor | None:

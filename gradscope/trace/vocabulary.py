@@ -22,7 +22,7 @@ STATISTICS: dict[str, str] = {
     "saturated_fraction": "share of outputs within 1 % of the bounds of a bounded activation",
     "dead_fraction": "share of units whose output was zero on every example recorded so far",
     "variation": "variance / mean square, 0 (all alike) to 1: of an output over the examples, in "
-    "the first four recorded steps and every eighth; of a weight over its units, in the first",
+    "the first three recorded steps and every eighth; of a weight over its units, in the first",
     "carried_norm": "norm of the gradient that was there already when backward began",
     "unchanged_fraction": "share of a parameter's elements that the step left bit for bit as is",
 }

@@ -75,7 +75,10 @@ def test_taken_in_the_first_steps_and_every_eighth():
             optimizer.step()
     trace = scope.trace()
     taken = [i for i in range(20) if i < DENSE or i % EVERY == 0]
-    _, values = trace.series("activation", "variation")
+    tensors, values = trace.series("activation", "variation")
+    assert [t.name for t in tensors] == ["0", "1", "2"]
+    assert values[:, 1].isnan().all()  # of an activation inside it is not taken
+    values = values[:, [0, 2]]
     assert (~values.isnan()).all(1).nonzero().flatten().tolist() == taken
     assert values.isnan().all(1).sum() == 20 - len(taken)
     tensors, values = trace.series("weight", "variation")
@@ -92,3 +95,18 @@ def test_norms_only_takes_none():
         scope.step()
     for kind in ("weight", "activation"):
         assert scope.trace().series(kind, "variation")[1].isnan().all()
+
+
+def test_what_the_network_returns_is_taken_whatever_made_it():
+    """Also where that is an activation, from the first recorded step on."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.Softmax(1))
+    x = torch.randn(16, 4)
+    with gradscope.watch(model, every=1) as scope:
+        for _ in range(3):
+            out = model(x)
+            out.square().sum().backward()
+            scope.step()
+    tensors, values = scope.trace().series("activation", "variation")
+    last = [t.name for t in tensors].index("1")
+    for value in values[:, last]:
+        assert value.item() == pytest.approx(expected(out.detach()), rel=1e-5)
