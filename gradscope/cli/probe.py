@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gradscope.cli.grid import writable
+from gradscope.cli.arguments import writable
 
 
 def probe(  # noqa: PLR0917 - typer passes them by name

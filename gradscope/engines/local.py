@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+_HELD = {signal.SIGINT, signal.SIGTERM}
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class _Worker:
                 observe(Event(self.task, "lost", f"its process {self._death()}"))
             self.task = ""
             return
-        if event.kind in ("finished", "lost"):
+        if event.kind in ("finished", "lost", "halted"):
             self.task = ""
         observe(event)
 
@@ -149,7 +150,7 @@ def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
 def _serve(pipe: Connection, parent: int, threads: int) -> None:
     """Life of a worker process: tasks come through the pipe until it closes."""
     _end_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to act on
+    _leave_signals_to_parent()
     sys.stdout = sys.stderr  # the caller's standard output is for results
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, inbox), daemon=True).start()
@@ -184,6 +185,17 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
+def _leave_signals_to_parent() -> None:
+    """Ctrl-C and SIGTERM reach a whole group at once; the parent then kills this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "pthread_sigmask"):
+        return
+    # A handler and not SIG_IGN, which programs started from here would inherit.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+
+
 @contextmanager
 def _variables(values: Mapping[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}
@@ -200,12 +212,12 @@ def _variables(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Start a process that Ctrl-C, which reaches all at once, leaves to its parent to stop."""
+    """Start a process that leaves Ctrl-C and SIGTERM, from its first moment, to its parent."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     resource_tracker.ensure_running()  # its first start would lift the block again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child inherits it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)  # a child inherits it
     try:
         yield
     finally:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, Protocol
 
+from gradscope.errors import MachineError
+
 
 class Task(Protocol):
     """What an engine runs: anything with an id that can be sent to another process."""
@@ -25,8 +27,9 @@ class Event:
 
     task: str
     """Its id."""
-    kind: Literal["started", "progress", "finished", "lost"]
-    """``lost``: the work did not return; the process died, or raised."""
+    kind: Literal["started", "progress", "finished", "lost", "halted"]
+    """``lost``: the work did not return; the process died, or raised. ``halted``: the machine
+    cannot, so that no other task will fare better."""
     value: Any = None
     """What the work told, what it returned, or why it was lost, on one line."""
     traceback: str = ""
@@ -73,6 +76,8 @@ def attempt(task: Task, work: Work, tell: Callable[[Any], None]) -> Event:
     """Do the work on a task; what it raises becomes the loss of that task alone."""
     try:
         return Event(task.id, "finished", work(task, tell))
+    except MachineError as error:
+        return Event(task.id, "halted", str(error))
     except Exception as error:  # noqa: BLE001 - a task must not take the others with it
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         return Event(task.id, "lost", reason, traceback.format_exc())

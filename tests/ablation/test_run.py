@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from gradscope import data
 from gradscope.ablation import run_grid
 from gradscope.ablation.estimate import from_results, likeness, longest_first, makespan_s
-from gradscope.ablation.run import Plan
+from gradscope.ablation.plan import Plan
 from gradscope.ablation.store import Store
-from gradscope.ablation.trainer import Progress
+from gradscope.ablation.training import Progress
 from gradscope.cli import run_view
 from gradscope.cli.app import app
 from gradscope.engines.local import Local
