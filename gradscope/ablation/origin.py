@@ -134,7 +134,7 @@ def _spec(name: str) -> ModuleSpec | None:
 def _found(name: str, path: list[str] | None) -> ModuleSpec | None:
     for finder in sys.meta_path:
         find = getattr(finder, "find_spec", None)
-        spec = find(name, path) if find else None
+        spec: ModuleSpec | None = find(name, path) if find else None
         if spec is not None:
             return spec
     return None
@@ -183,13 +183,14 @@ def _code(source: bytes) -> bytes:
         tokens = list(tokenize.generate_tokens(iter(lines).__next__))
     except (SyntaxError, ValueError, tokenize.TokenError):
         return source
-    for token in reversed(tokens):
+    for token in tokens:
         row, column = token.start
+        before = token.line[:column].strip()
         if token.type == tokenize.COMMENT:
-            lines[row - 1] = lines[row - 1][:column].rstrip() + "\n"
-        elif token.type == tokenize.NL and not token.line[:column].strip():
+            lines[row - 1] = lines[row - 1][:column].rstrip() + "\n" if before else ""
+        elif token.type == tokenize.NL and not before:
             lines[row - 1] = ""
-    return "".join(line for line in lines if line not in ("", "\n")).encode()
+    return "".join(lines).encode()
 
 
 def _paths(value: Any) -> Iterator[Path]:

@@ -86,7 +86,7 @@ def _origins(
 
 def _changed(what: tuple[str, ...], count: int, *, trust: bool) -> str:
     named = " and ".join(what[:3]) + (f" and {len(what) - 3} more" if len(what) > 3 else "")
-    then = "kept, as --trust says" if trust else "they are trained again (--trust keeps them)"
+    then = "kept, as --trust says" if trust else "trained again; --trust keeps them"
     return f"{named} changed since {_cells(count)} trained: {then}"
 
 

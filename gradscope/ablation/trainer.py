@@ -1,4 +1,4 @@
-"""train(): the built-in loop, which trains a classifier of images; one training function of many."""
+"""train(): the built-in loop, a training function for classifiers of images."""
 
 from __future__ import annotations
 

@@ -149,9 +149,10 @@ def report(
     from gradscope.cli import study_view
     from gradscope.report.write import load, write_report
     from gradscope.study.results import Study
+    from gradscope.trace.table import Trace
 
     source = load(sources)
-    for study in [source] if isinstance(source, Study) else source:
-        if isinstance(study, Study):
+    if not isinstance(source, Trace):
+        for study in [source] if isinstance(source, Study) else source:
             study_view.show_failures(study)
     typer.echo(write_report(source, page))

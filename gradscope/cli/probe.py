@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gradscope.cli.arguments import writable
+from gradscope.cli.arguments import argument, check_inputs, writable
 
 
 def probe(  # noqa: PLR0917 - typer passes them by name
@@ -52,13 +52,21 @@ def probe(  # noqa: PLR0917 - typer passes them by name
     """Judge networks by one forward and backward pass; exit code 1 when one is unhealthy."""
     import json
 
+    from gradscope.models.config import resolve
+
+    if html is not None:
+        writable(html)
+    check_inputs(shapes or (), batch, input_file, grid)
+    for text in args or ():
+        argument(text)
+    for spec in sorted(specs, key=lambda spec: ":" in spec):  # names need no import
+        resolve(spec)
+
     from rich.console import Console
 
     from gradscope.cli import probe_inputs, probe_view
     from gradscope.report.write import write_report
 
-    if html is not None:
-        writable(html)
     inputs, targets, found = probe_inputs.gather(
         shapes or (), batch, tokens=tokens, file=input_file, grid=grid, seed=seed
     )

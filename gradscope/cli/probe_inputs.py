@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradscope.cli.arguments import argument, check_inputs, shape_of
 from gradscope.errors import ConfigError
 from gradscope.models import ModelConfig, build
 
@@ -28,7 +29,7 @@ def build_models(
         ConfigError: an argument is not ``name=value``.
         ModelError: a network cannot be found or built.
     """
-    parsed = dict(_argument(text) for text in args)
+    parsed = dict(argument(text) for text in args)
     return {
         spec: build(ModelConfig(name=spec, args=parsed), n_classes=n_classes, seed=seed)
         for spec in specs
@@ -49,11 +50,7 @@ def gather(
     Raises:
         ConfigError: none or several of shapes, file and grid were given, or one cannot be read.
     """
-    if sum((bool(shapes), file is not None, grid is not None)) != 1:
-        raise ConfigError(
-            "give the inputs by one of --input C,H,W (random), --input-file FILE.pt or "
-            "--grid FILE.yaml (the images it trains on)"
-        )
+    check_inputs(shapes, batch, file, grid)
     if file is not None:
         return load_inputs(file), None, None
     if grid is not None:
@@ -70,7 +67,10 @@ def grid_inputs(path: Path, batch: int, seed: int = 0) -> tuple[Tensor, Tensor, 
     from gradscope.ablation.grid import Grid
     from gradscope.data import load
 
-    splits = load(Grid.load(path).cells()[0].config.data)
+    config = Grid.load(path).cells()[0].config.data
+    if config is None:
+        raise ConfigError(f"--grid {path}: names no images; give the inputs by --input")
+    splits = load(config)
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(splits.train), generator=generator)[:batch]
     images, labels = splits.train.batch(chosen)
@@ -94,15 +94,7 @@ def random_inputs(
     generator = torch.Generator().manual_seed(seed)
     drawn = []
     for text in shapes:
-        try:
-            shape = (batch, *(int(part) for part in text.split(",") if part.strip()))
-        except ValueError:
-            shape = (0,)
-        if min(shape) < 1:
-            raise ConfigError(
-                f"--input '{text}' with --batch {batch}: give the shape of one sample as positive "
-                "integers, for example --input 3,64,64"
-            )
+        shape = shape_of(text, batch)
         if tokens is None:
             drawn.append(torch.randn(shape, generator=generator))
         else:
@@ -114,12 +106,8 @@ def load_inputs(path: Path) -> Any:
     """Inputs with their batch dimension from a ``.pt`` or ``.npy`` file; no code in it is run.
 
     Raises:
-        ConfigError: no such file, another kind of file, or one that holds more than tensors.
+        ConfigError: the file holds more than tensors, or cannot be read.
     """
-    if not path.is_file():
-        raise ConfigError(f"--input-file {path}: no such file; give a .pt or .npy file")
-    if path.suffix not in (".npy", ".pt", ".pth"):
-        raise ConfigError(f"--input-file {path}: unknown suffix; valid: .npy, .pt, .pth")
     try:
         found = _read(path)
     except Exception as error:  # whatever a broken file makes the readers raise
@@ -147,15 +135,3 @@ def _read(path: Path) -> Any:
 
         return torch.from_numpy(np.load(path, allow_pickle=False))
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _argument(text: str) -> tuple[str, Any]:
-    import yaml
-
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise ConfigError(f"--args '{text}': write name=value, for example --args depth=32")
-    try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--args '{text}': the value is not YAML; quote it") from error
