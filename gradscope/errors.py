@@ -41,6 +41,8 @@ class MachineError(GradscopeError):
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
+_SAID = ("No space left on device", "No usable temporary directory")
+
 
 def no_space(error: BaseException) -> MachineError | None:
     """The full disk that is at the bottom of an error, as one line; None where it is none.
@@ -51,7 +53,7 @@ def no_space(error: BaseException) -> MachineError | None:
     found: BaseException | None = error
     while found is not None and not isinstance(found, MachineError):
         if isinstance(found, OSError) and (
-            found.errno in _FULL or "No space left on device" in str(found)
+            found.errno in _FULL or any(words in str(found) for words in _SAID)
         ):
             where = f"{found.filename}: " if found.filename else ""
             reason = found.strerror or str(found)

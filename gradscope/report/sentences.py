@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from gradscope.study import labels
-from gradscope.study.effects import METRICS, Effect, Metric
+from gradscope.study.effects import METRICS, Effect, Metric, metrics_in
+from gradscope.study.objectives import PREFIX
 from gradscope.study.tables import Tables
 
 VERDICTS = {
@@ -39,7 +40,9 @@ def opening(tables: Tables, found: Sequence[Effect]) -> tuple[str, ...]:
         sentence = strongest(tables, found, key)
         if sentence:
             sentences.append(sentence)
-    if not any(e.metric == "accuracy" for e in found):
+    wanted = [e for e in found if e.metric.startswith(PREFIX)]
+    sentences += effect_sentences(wanted)
+    if not wanted and not any(e.metric == "accuracy" for e in found):
         sentences += best(tables)
     return tuple(s for s in sentences if s)
 
@@ -210,7 +213,7 @@ def effect_sentences(found: Iterable[Effect]) -> tuple[str, ...]:
     """For each metric, what can be said of its main effects and interactions."""
     effects = list(found)
     sentences = []
-    for metric in METRICS:
+    for metric in metrics_in(effects):
         of_metric = [e for e in effects if e.metric == metric.key]
         if not of_metric or metric.key == "slope":
             continue

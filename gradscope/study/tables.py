@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from gradscope.study import labels
+from gradscope.study import labels, objectives
 from gradscope.study.reading import Limits, Reading, first_bad_step, read_cells
 from gradscope.study.results import CellResult, Study
 from gradscope.trace.table import Trace
@@ -113,7 +113,8 @@ def read(study: Study, traces: dict[str, Trace] | None = None) -> Tables:
         traces: cell id -> its trace, where it is not on disk.
 
     Returns:
-        Tables ``cells, blocks, weights, ratio, heat, loss, epochs, classes, confusion, findings``.
+        Tables ``cells, blocks, weights, ratio, heat, loss, epochs, classes, confusion, logged,
+        findings``.
     """
     limits = Limits.for_cells(len(study.results))
     readings = read_cells(study.results, limits, traces or {})
@@ -129,6 +130,7 @@ def read(study: Study, traces: dict[str, Trace] | None = None) -> Tables:
         loss=_concat(tables, _loss, ["step", "loss", "smoothed"]),
         epochs=_concat(tables, _epochs, ["epoch", "step", "train_loss", "val_loss"]),
         confusion=_concat(tables, _confusion, ["true", "predicted", "count", "share"]),
+        logged=_concat(tables, _logged, ["metric", "step", "value"]),
         findings=_concat(tables, _findings, list(FINDING)),
     )
     return tables
@@ -206,6 +208,7 @@ def outcome(reading: Reading) -> dict[str, Any]:
         "images_per_s": result.images_per_s or math.nan,
         "duration_s": result.duration_s or math.nan,
         "error": result.error or reading.trace_error,
+        **objectives.outcomes(result),
     }
 
 
@@ -279,6 +282,15 @@ def _epochs(reading: Reading) -> dict[str, Any]:
     columns["gap"] = [e.train_accuracy - e.val_accuracy for e in epochs]
     columns["duration_s"] = [e.duration_s for e in epochs]
     return columns
+
+
+def _logged(reading: Reading) -> dict[str, Any]:
+    logged = reading.result.history.logged
+    pairs = [(name, step, value) for name, values in logged.items() for step, value in values]
+    if not pairs:
+        return {}
+    names, steps, values = zip(*pairs, strict=True)
+    return {"metric": names, "step": steps, "value": values}
 
 
 def _confusion(reading: Reading) -> dict[str, Any]:
