@@ -22,7 +22,14 @@ from gradscope.ablation.axes import (
     written,
 )
 from gradscope.ablation.document import Document, KeyPath, merged, read, shown
-from gradscope.ablation.settings import EPOCH_METRICS, SECTIONS, CellConfig, GridConfig
+from gradscope.ablation.settings import (
+    EPOCH_METRICS,
+    SECTIONS,
+    CellConfig,
+    GridConfig,
+    ResourcesConfig,
+    StopConfig,
+)
 from gradscope.errors import GradscopeError, nearest
 from gradscope.factory import load_factory
 from gradscope.models.config import ModelConfig, resolve, spec_of
@@ -57,6 +64,10 @@ class Grid:
     _cells: tuple[Cell, ...] = field(repr=False)
     objectives: dict[str, str] = field(default_factory=dict)
     """Logged metric -> ``min`` or ``max``: what the effects are computed of."""
+    resources: ResourcesConfig = ResourcesConfig()
+    """Of each cell."""
+    stop: StopConfig | None = None
+    """Which cells are ended early; None: none."""
 
     @property
     def factors(self) -> dict[str, tuple[Any, ...]]:
@@ -109,7 +120,16 @@ class Grid:
             _check_imports(config, tuple(cells.values()), origins, document)
         source = json.loads(json.dumps(document.data, default=str))
         found = tuple(cells.values())
-        return cls(config.name, axes, tuple(config.seeds), source, found, dict(config.objectives))
+        return cls(
+            config.name,
+            axes,
+            tuple(config.seeds),
+            source,
+            found,
+            dict(config.objectives),
+            config.resources,
+            config.stop,
+        )
 
 
 def _distinct(seeds: Sequence[int], document: Document) -> Sequence[int]:

@@ -48,7 +48,8 @@ def make_plan(
     """
     cells = grid.cells()
     results = {result.id: result for result in map(store.read, cells)}
-    ended = {cell.id: cell for cell in cells if results[cell.id].status in ENDED}
+    kinds = ENDED if grid.stop is not None else tuple(s for s in ENDED if s != "stopped")
+    ended = {cell.id: cell for cell in cells if results[cell.id].status in kinds}
     now = _origins(ended, results, data or {})
     changed = changes((name, results[name].origin, now[name]) for name in ended)
     notes = [_changed(what, len(names), trust=trust) for what, names in changed.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -13,8 +14,9 @@ from gradscope.ablation.store import Store
 from gradscope.ablation.work import CellWork, Supervisor
 from gradscope.data import load
 from gradscope.engines.local import Local
+from gradscope.engines.placement import Resources, cores, described, devices, slots
 from gradscope.engines.ray import Ray, import_ray
-from gradscope.engines.task import Engine, Event, cores
+from gradscope.engines.task import Engine, Event
 from gradscope.errors import ConfigError, nearest
 from gradscope.study.results import Study
 
@@ -84,37 +86,49 @@ def run_grid(
     Example:
         >>> study = run_grid(Grid.load("ablations/hw5.yaml"), "runs/hw5")  # doctest: +SKIP
     """
-    runner = make_engine(engine, usual_jobs(grid) if jobs is None else jobs)
+    needs = Resources(**grid.resources.model_dump())
+    runner = make_engine(engine, usual_jobs(grid) if jobs is None else jobs, needs)
     observe = observe or Silent()
     data = prepare_data(grid.cells(), observe, cache_dir)
     store = Store(Path(runs_dir).absolute())
     with store.locked():
         store.prepare(grid)
         plan = make_plan(grid, store, data=data, trust=trust)
+        if isinstance(runner, Local) and (told := described(needs, runner.places, devices())):
+            plan = replace(plan, notes=(*plan.notes, told))
         observe.planned(plan)
         if plan.todo:
-            work = CellWork(store, cache_dir, grid.objectives)
+            work = CellWork(store, cache_dir, grid.objectives, grid.stop)
             runner.run(plan.todo, work, Supervisor(store, plan, observe).happened)
     return Store.load(runs_dir)
 
 
 def usual_jobs(grid: Grid) -> int:
-    """One process per core; the same however many cells are left, since it sets the threads."""
-    return max(1, min(cores(), len(grid.cells())))
+    """As many processes as a machine has places for cells; one per GPU, or else per core.
+
+    The same however many cells are left, since it sets the threads.
+    """
+    needs = Resources(**grid.resources.model_dump())
+    jobs = max(1, min(cores(), len(grid.cells())))
+    gpus = devices()
+    if gpus and needs.gpus is None:
+        jobs = min(jobs, len(gpus))
+    return len(slots(needs, jobs, gpus))
 
 
-def make_engine(engine: Engine | str, jobs: int) -> Engine:
+def make_engine(engine: Engine | str, jobs: int, needs: Resources | None = None) -> Engine:
     """The engine of that name.
 
     Raises:
-        ConfigError: there is none, or what it needs is not installed.
+        ConfigError: there is none, what it needs is not installed, or no task fits on it.
     """
     if not isinstance(engine, str):
         return engine
     if jobs < 1:
         raise ConfigError(f"jobs: {jobs}; give at least one process")
     if engine == "local":
-        return Local(jobs)
+        local = Local(jobs, needs or Resources())
+        return replace(local, jobs=len(local.places))
     if engine == "ray":
         import_ray()
         return Ray(jobs)

@@ -92,6 +92,29 @@ class CellConfig(Config):
         return {name: value for name, value in dumped.items() if value is not None}
 
 
+class ResourcesConfig(Config):
+    """What one cell needs of a machine; see `gradscope.engines.Resources`."""
+
+    cpus: PositiveInt | None = None
+    gpus: float | None = Field(None, ge=0, allow_inf_nan=False)
+    memory_gb: float | None = Field(None, gt=0, allow_inf_nan=False)
+    time_min: float | None = Field(None, gt=0, allow_inf_nan=False)
+
+
+Doom = Literal["vanishing", "exploding", "dead", "non-finite", "stalled", "disconnected"]
+
+
+class StopConfig(Config):
+    """Which cells are ended early, as beyond hope."""
+
+    verdicts: tuple[Doom, ...] = Field(min_length=1)
+    """Of the diagnosis of what was recorded until then."""
+    after: float = Field(0.1, gt=0, lt=1)
+    """Share of its steps after which a cell is judged, once."""
+    audit: float = Field(0.2, ge=0, le=1)
+    """Share of the doomed cells that run to their end all the same, to see what stopping costs."""
+
+
 class GridConfig(Config):
     """The keys of a grid file."""
 
@@ -107,6 +130,9 @@ class GridConfig(Config):
     include: list[dict[str, Any]] = Field(default_factory=list)
     objectives: dict[str, Literal["min", "max"]] = Field(default_factory=dict)
     """Which logged metrics the effects are computed of, and which way is better."""
+    resources: ResourcesConfig = ResourcesConfig()
+    stop: StopConfig | None = None
+    """None: every cell runs to its end."""
 
 
 EPOCH_METRICS = (

@@ -82,6 +82,8 @@ class _Training:
             if not losses.isfinite().all():
                 at = int((~losses.isfinite()).nonzero()[0])
                 return f"loss became {float(losses[at])} at step {step + at}, epoch {epoch}"
+            if self._run.is_doomed:
+                return ""
             val_loss, confusion = self._evaluate(self._splits.val)
             fit_loss, fitted = self._evaluate(self._splits.train, self._fit)
             self._note(
@@ -121,6 +123,8 @@ class _Training:
             self._timed(train_s + time.perf_counter() - started)
             self._run.tell(self._step, epoch, lambda: float(self._losses[self._step - 1]))
             if self._step % CHECK_EVERY == 0 and not self._losses_finite():
+                break
+            if self._run.is_doomed:
                 break
         right = int(hits)  # waits for the device
         self._timed(train_s + time.perf_counter() - started)

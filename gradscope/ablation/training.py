@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 import sys
@@ -20,8 +21,9 @@ from gradscope.ablation import trainer
 from gradscope.ablation.grid import Cell
 from gradscope.ablation.machine import denormals_flushed, environment, memory_kept
 from gradscope.ablation.origin import origin_of
-from gradscope.ablation.settings import CellConfig
+from gradscope.ablation.settings import CellConfig, StopConfig
 from gradscope.data import Splits, load
+from gradscope.diagnosis.diagnose import diagnose
 from gradscope.errors import ConfigError, ModelError
 from gradscope.factory import load_factory
 from gradscope.recording.scope import Scope, watch
@@ -101,6 +103,7 @@ class Run:
         observe: Callable[[Progress], None] | None = None,
         objectives: Mapping[str, str] | None = None,
         folder: Path | None = None,
+        stop: StopConfig | None = None,
     ) -> None:
         self.config: CellConfig = cell.config
         """The resolved cell: ``run.config.train.args`` holds what the matrix varies."""
@@ -110,6 +113,11 @@ class Run:
         """How many steps it will take; set it, and progress and time left are shown."""
         self.measured = Measured()
         self.scope: Scope | None = None
+        self.doom = ""
+        """The verdict for which the grid would stop it, once it was judged so."""
+        self._doom_at = 0
+        self._stop = stop
+        self._is_audited = stop is not None and chance(cell.id) < stop.audit
         self._splits = splits
         self._observe = observe
         self.objectives = dict(objectives or {})
@@ -149,9 +157,18 @@ class Run:
 
     @property
     def stop(self) -> bool:
-        """True when the cell should end: its loss or an objective is no number any more."""
+        """True when the cell should end.
+
+        Its loss or an objective is no number any more, or its gradients are beyond hope and the
+        grid says to stop such cells.
+        """
         self._read()
-        return bool(self.measured.diverged or self._bad())
+        return self.is_doomed or bool(self.measured.diverged or self._bad())
+
+    @property
+    def is_doomed(self) -> bool:
+        """Whether it is to be stopped for its verdict; doomed cells that are audited are not."""
+        return bool(self.doom) and not self._is_audited
 
     def watch(
         self,
@@ -213,6 +230,7 @@ class Run:
             epoch: from 1, where there are epochs.
             loss: gives that of the last step; None: the logged one.
         """
+        self._judge(step)
         now = time.monotonic()
         if self._observe is None or now - self._observed_at < _OBSERVE_EVERY_S:
             return
@@ -226,6 +244,16 @@ class Run:
         rate = self.measured.images_per_s
         self._observe(Progress(step, self.steps or 0, epoch, known, rate))
 
+    def _judge(self, step: int) -> None:
+        """Once, at the share of its way that the grid names."""
+        stop = self._stop
+        if stop is None or self.scope is None or not self.steps or step < stop.after * self.steps:
+            return
+        self._stop = None
+        verdict = diagnose(self.scope.trace()).verdict.value
+        if verdict in stop.verdicts:
+            self.doom, self._doom_at = verdict, step
+
     def close(self) -> None:
         """Detach the recorder and read what was logged."""
         if self.scope is not None:
@@ -235,7 +263,16 @@ class Run:
     def status(self) -> tuple[Status, str]:
         """How the cell ended, and why where it is not ``done``."""
         reason = self.measured.diverged or self._bad()
-        return ("diverged", reason) if reason else ("done", "")
+        if reason:
+            return "diverged", reason
+        if self.is_doomed:
+            return "stopped", f"{self.doom} at step {self._doom_at} of {self.steps}"
+        return "done", ""
+
+    @property
+    def share_of_way(self) -> float:
+        """How far it was when it was judged to be doomed; NaN where it was not."""
+        return self._doom_at / self.steps if self.doom and self.steps else math.nan
 
     def _bad(self) -> str:
         """The first of the decisive metrics whose last value is no number, on one line."""
@@ -255,6 +292,11 @@ class Run:
             values = torch.stack([value.double() for _, _, value in pending]).tolist()
             for (name, step, _), value in zip(pending, values, strict=True):
                 self._note(name, step, value)
+
+
+def chance(cell: str) -> float:
+    """A number from 0 to 1 that depends on the id of a cell alone, so that audits can be traced."""
+    return int.from_bytes(hashlib.sha256(f"audit/{cell}".encode()).digest()[:6]) / 2**48
 
 
 def _number(step: int, name: str, value: Any) -> float:
@@ -291,6 +333,7 @@ def train_cell(
     *,
     objectives: Mapping[str, str] | None = None,
     folder: Path | None = None,
+    stop: StopConfig | None = None,
 ) -> tuple[CellResult, Trace | None]:
     """Train one cell from its seed, and record the gradients of what it watches.
 
@@ -303,9 +346,11 @@ def train_cell(
         observe: told about twice a second how far it is.
         objectives: metrics that must have been logged.
         folder: for checkpoints, which are found there when the cell is tried again.
+        stop: when to end it early; None: never.
 
     Returns:
-        The result, ``done`` or, when the loss became non-finite, ``diverged``; and the trace.
+        The result: ``done``, ``diverged`` when the loss became non-finite, or ``stopped``; and the
+        trace.
 
     Raises:
         GradscopeError: the cell cannot be trained as it is.
@@ -315,7 +360,9 @@ def train_cell(
     config = cell.config
     device = best_device()
     with seeded(config.seed), denormals_flushed(), memory_kept():
-        run = Run(cell, splits=splits, observe=observe, objectives=objectives, folder=folder)
+        run = Run(
+            cell, splits=splits, observe=observe, objectives=objectives, folder=folder, stop=stop
+        )
         notes = _train(run)
     status, reason = run.status()
     trace = run.scope.trace() if run.scope is not None else None
@@ -337,6 +384,8 @@ def train_cell(
         notes=notes,
         origin=origin_of(config, data, loaded=True),
         is_traced=trace is not None,
+        doom=run.doom,
+        doomed_at=run.share_of_way,
     )
     return result, trace
 
@@ -362,7 +411,7 @@ def _train(run: Run) -> tuple[str, ...]:
     if not logged:
         raise ModelError(f"{spec} logged nothing; call run.log(step, loss=...) as it trains")
     missing = [name for name in run.objectives if name not in logged]
-    if missing and not run.status()[1]:
+    if missing and run.status()[0] == "done":
         raise ModelError(
             f"{spec} never logged the objective '{missing[0]}'; logged: {', '.join(logged)}"
         )

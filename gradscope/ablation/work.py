@@ -15,10 +15,11 @@ from typing import Protocol
 from gradscope.ablation.grid import Cell
 from gradscope.ablation.origin import origin_of
 from gradscope.ablation.plan import Plan
+from gradscope.ablation.settings import StopConfig
 from gradscope.ablation.store import Store
 from gradscope.ablation.training import Progress, train_cell
 from gradscope.data import DataConfig, Splits, load
-from gradscope.engines.task import Event
+from gradscope.engines.task import Event, out_of_memory
 from gradscope.errors import ConfigError, GradscopeError, MachineError, no_space
 from gradscope.study.results import ENDED, CellResult, History
 from gradscope.trace.table import Trace
@@ -34,6 +35,7 @@ class CellWork:
     store: Store
     cache_dir: Path | None = None
     objectives: Mapping[str, str] = field(default_factory=dict)
+    stop: StopConfig | None = None
 
     def __call__(self, cell: Cell, tell: Callable[[Progress], None]) -> CellResult:
         """Train and store; what raises is stored as ``failed``.
@@ -51,10 +53,12 @@ class CellWork:
             if cell.config.train.function:
                 folder = self._folder(cell, splits)
             result, trace = train_cell(
-                cell, splits, tell, objectives=self.objectives, folder=folder
+                cell, splits, tell, objectives=self.objectives, folder=folder, stop=self.stop
             )
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a user's code raises
+        except (Exception, SystemExit) as error:
             self._blame_the_disk(error)
+            if out_of_memory(error):  # of a GPU that it may have shared: the engine tries again
+                raise
             kind = "" if isinstance(error, GradscopeError) else f"{type(error).__name__}: "
             told = " ".join(f"{kind}{error}".split())
             result, folder = failed(cell, told, traceback.format_exc()), None

@@ -90,7 +90,7 @@ def run_grid(  # noqa: PLR0917 - typer passes them by name
     from gradscope.report.write import write_with_opening
 
     path, sentences = write_with_opening(study, page)
-    for sentence in (*sentences, study_view.count(study, observe.begun)):
+    for sentence in (*sentences, *study_view.count(study, observe.begun)):
         typer.echo(sentence)
     typer.echo(path)
     raise typer.Exit(1 if failed else 0)

@@ -23,6 +23,7 @@ from gradscope.cli.run_view import DASH, lasting, observer, percent
 from gradscope.diagnosis.diagnose import diagnose
 from gradscope.diagnosis.verdict import Diagnosis
 from gradscope.errors import GradscopeError
+from gradscope.study.doomed import doomed
 from gradscope.study.results import ENDED, CellResult, Study
 
 _STYLES = {
@@ -75,8 +76,8 @@ def output() -> Console:
     return console if console.is_terminal else Console(width=200)
 
 
-def count(study: Study, begun: Mapping[str, int]) -> str:
-    """How many cells there are results of, on one line.
+def count(study: Study, begun: Mapping[str, int]) -> tuple[str, ...]:
+    """How many cells there are results of, and what stopping some of them saved; a line each.
 
     Args:
         study: as it lies on disk.
@@ -86,7 +87,9 @@ def count(study: Study, begun: Mapping[str, int]) -> str:
     failed = sum(result.status == "failed" for result in study.results)
     twice = sum(begun.get(result.id, 0) > 1 for result in study.results)
     more = f"; {failed} failed" if failed else ""
-    return f"{ended} of {len(study.results)} cells, {twice or 'none'} twice{more}"
+    found = doomed(study)
+    saved = (f"{found}.",) if found is not None else ()
+    return (*saved, f"{ended} of {len(study.results)} cells, {twice or 'none'} twice{more}")
 
 
 def summary(study: Study) -> Table:

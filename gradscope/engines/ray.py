@@ -14,6 +14,7 @@ from gradscope.engines.task import (
     Task,
     Work,
     attempt,
+    final,
 )
 from gradscope.errors import ConfigError
 
@@ -57,7 +58,7 @@ class Ray:
                     observe(Event(task.id, "started"))
                 done, _ = ray.wait(list(running), num_returns=1)
                 for reference in done:
-                    observe(_fetched(ray, reference, running.pop(reference)))
+                    observe(final(_fetched(ray, reference, running.pop(reference))))
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)

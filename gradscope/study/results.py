@@ -107,6 +107,11 @@ class CellResult:
     """None in results of before it was kept."""
     is_traced: bool = True
     """Whether a trace was recorded; a function of one's own may watch no model."""
+    doom: str = ""
+    """Verdict for which the grid would stop it early; a cell that is ``done`` with one was audited:
+    it ran to its end to see what stopping costs."""
+    doomed_at: float = math.nan
+    """Share of its way at which it was judged so."""
     trace_path: Path | None = None
     """Where the trace lies, for cells that ended and were watched."""
 
