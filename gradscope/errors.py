@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -36,6 +37,35 @@ class StatisticsError(GradscopeError):
 
 class GradscopeWarning(UserWarning):
     """Something that the recorder cannot see or use, said once."""
+
+
+class MachineError(GradscopeError):
+    """This machine cannot, for want of space: what was begun cannot go on, whatever it was."""
+
+
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+_SAID = ("No space left on device", "No usable temporary directory")
+
+
+def no_space(error: BaseException) -> MachineError | None:
+    """The full disk that is at the bottom of an error, as one line; None where it is none.
+
+    Args:
+        error: as it was caught; what caused it is looked at too.
+    """
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, MachineError):
+        if isinstance(found, OSError) and (
+            found.errno in _FULL or any(words in str(found) for words in _SAID)
+        ):
+            where = f"{found.filename}: " if found.filename else ""
+            reason = found.strerror or str(found)
+            return MachineError(
+                f"{where}no room to write ({reason}); make room, then run the same again"
+            )
+        found = found.__cause__ or found.__context__
+    return found
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

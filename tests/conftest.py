@@ -51,7 +51,7 @@ def coco() -> Path:
 
 
 HERE = Path(__file__).parent
-MODULES = ("tiny_nets", "tiny_work")
+MODULES = ("tiny_functions", "tiny_nets", "tiny_work")
 
 GRID = {
     "name": "tiny",
@@ -69,7 +69,10 @@ def interruptible():
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """The current folder is a fresh one that holds the factories; `.grid(**keys)` loads a grid."""
+    """The current folder is a fresh one that holds the factories.
+
+    `.grid(**keys)` loads a grid of small networks, `.grid_of(keys)` any.
+    """
     for name in MODULES:
         shutil.copy(HERE / f"{name}.py", tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -77,11 +80,16 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     path = tmp_path / "tiny.yaml"
 
-    def grid(overrides=(), **keys):
-        path.write_text(yaml.safe_dump(GRID | keys, sort_keys=False))
+    def grid_of(keys, overrides=()):
+        path.write_text(yaml.safe_dump(keys, sort_keys=False))
         return Grid.load(path, overrides)
 
+    def grid(overrides=(), **keys):
+        return grid_of(GRID | keys, overrides)
+
     grid()
-    yield SimpleNamespace(interruptible=interruptible, folder=tmp_path, path=path, grid=grid)
+    yield SimpleNamespace(
+        interruptible=interruptible, folder=tmp_path, path=path, grid=grid, grid_of=grid_of
+    )
     for name in MODULES:
         sys.modules.pop(name, None)

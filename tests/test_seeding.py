@@ -1,6 +1,5 @@
 """Generators are seeded for a while, and come back."""
 
-# ruff: noqa: NPY002 - the legacy generator of NumPy is the one that models share
 from __future__ import annotations
 
 import random

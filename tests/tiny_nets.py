@@ -27,6 +27,14 @@ def net(n_classes, width=4, trouble="", pause=0.0):
     )
 
 
+def chain(n_classes, deep=False):
+    """Twelve sigmoids in a row, through which no gradient comes, or one ReLU."""
+    layers = [nn.Flatten(), nn.Linear(192, 16)]
+    for _ in range(12 if deep else 1):
+        layers += [nn.Sigmoid() if deep else nn.ReLU(), nn.Linear(16, 16)]
+    return nn.Sequential(*layers, nn.ReLU(), nn.Linear(16, n_classes))
+
+
 class Squares(torch.utils.data.Dataset):
     """Noise whose brightness is the class."""
 

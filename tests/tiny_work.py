@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,10 @@ class Job:
     id: str
     do: str = "square"
     number: float = 0
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as that of torch, and in its place: no GPU is needed."""
 
 
 def work(job, tell):
@@ -35,9 +40,27 @@ def work(job, tell):
 
         print("spoilt", flush=True)  # noqa: T201 - as models of others do
         return os.getpid(), os.environ["OMP_NUM_THREADS"], torch.get_num_threads()
+    if job.do in ("gpu", "crowd", "too large"):
+        return on_gpu(job, tell)
     if job.do == "stdout":
         return sys.stdout is sys.stderr
     return None
+
+
+def on_gpu(job, tell):
+    """As if there were one."""
+    if job.do == "gpu":
+        tell(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        time.sleep(job.number)
+        return None
+    own = Path(f"{job.id}.busy")
+    own.touch()
+    time.sleep(job.number)
+    crowd = len(list(Path().glob("*.busy")))
+    own.unlink()
+    if crowd > 1 or job.do == "too large":  # has room only where nobody else is at work
+        raise OutOfMemoryError("CUDA out of memory")
+    return os.getpid()
 
 
 def main():

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
-from gradscope.ablation.grid import Cell, CellConfig
-from gradscope.ablation.trainer import train_cell
-from gradscope.data import ImageDataset, Splits
-from gradscope.errors import GradscopeError, ModelError
+from gradscope.ablation.grid import Cell
+from gradscope.ablation.settings import CellConfig
+from gradscope.ablation.training import train_cell
+from gradscope.data import ImageDataset, Splits, load
+from gradscope.errors import GradscopeError, no_space
 from gradscope.study.results import CellResult
 
 _EVALUATION = 1 / 3
@@ -40,64 +41,80 @@ def from_results(cells: Sequence[Cell], results: Iterable[CellResult]) -> dict[s
     for result in results:
         config = configs.get(result.id)
         if config is not None and result.status == "done":
-            seconds = result.duration_s / config.train.epochs
+            seconds = result.duration_s / _epochs(config)
             per_epoch.setdefault(likeness(config), []).append(seconds)
     return {
-        cell.id: statistics.mean(per_epoch[like]) * cell.config.train.epochs
+        cell.id: statistics.mean(per_epoch[like]) * _epochs(cell.config)
         for cell in cells
         if (like := likeness(cell.config)) in per_epoch
     }
 
 
+def _epochs(config: CellConfig) -> int:
+    """A function of one's own has no epochs that we know of: its cells count whole."""
+    return 1 if config.train.function else config.train.epochs
+
+
+_PRICED = ("batch_size", "precision", "channels_last", "optimizer", "function", "args")
+
+
 def likeness(config: CellConfig) -> str:
     """Equal for cells that cost the same per epoch: the values of weights and rates do not tell."""
-    told = config.model_dump(
-        mode="json",
-        include={
-            "model": {"name", "args"},
-            "data": True,
-            "train": {"batch_size", "precision", "channels_last", "optimizer"},
-            "record": True,
-        },
-    )
-    return json.dumps(told, sort_keys=True)
+    told = config.model_dump(mode="json")
+    told.get("model", {}).pop("init", None)
+    told["train"] = {name: told["train"].get(name) for name in _PRICED}
+    return json.dumps({**told, "seed": 0}, sort_keys=True)
 
 
 def timed(
-    cells: Sequence[Cell],
-    load: Callable[[Cell], Splits],
-    threads: int,
-    tell: Callable[[int, int], None],
-) -> dict[str, float]:
+    cells: Sequence[Cell], threads: int, tell: Callable[[int, int], None]
+) -> tuple[dict[str, float], dict[str, str]]:
     """Seconds of each cell, from a few steps of one cell of each cost.
 
     Args:
-        cells: whose time is asked.
-        load: the images of a cell.
+        cells: whose time is asked; those that a function of one's own trains cannot be timed.
         threads: with which each will be trained.
         tell: told how many costs are known, of how many.
 
     Returns:
-        Cell id -> seconds, for every cell.
-
-    Raises:
-        GradscopeError: a model cannot be built or trained.
+        Cell id -> seconds; cell id -> why it cannot be trained.
     """
     kinds: dict[str, list[Cell]] = {}
     for cell in cells:
-        kinds.setdefault(likeness(cell.config), []).append(cell)
+        if not cell.config.train.function:
+            kinds.setdefault(likeness(cell.config), []).append(cell)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     found: dict[str, float] = {}
+    failures: dict[str, str] = {}
     try:
         for i, members in enumerate(kinds.values()):
             tell(i, len(kinds))
-            per_epoch = _epoch_s(members[0], load(members[0]), _TIMING_S / len(kinds))
-            found |= {cell.id: per_epoch * cell.config.train.epochs for cell in members}
+            for cell in members:  # until one of them can be trained: it stands for the rest
+                failed = _attempt(cell, members, _TIMING_S / len(kinds), found)
+                if not failed:
+                    break
+                failures[cell.id] = failed
     finally:
         torch.set_num_threads(before)
     tell(len(kinds), len(kinds))
-    return found
+    return {name: s for name, s in found.items() if name not in failures}, failures
+
+
+def _attempt(cell: Cell, alike: Sequence[Cell], budget_s: float, found: dict[str, float]) -> str:
+    """Time one cell for all that cost the same; why that fails, on one line."""
+    assert cell.config.data is not None
+    try:
+        per_epoch = _epoch_s(cell, load(cell.config.data), budget_s)
+    except GradscopeError as error:
+        return " ".join(str(error).split())
+    except Exception as error:
+        full = no_space(error)
+        if full is not None:
+            raise full from error
+        return " ".join(f"{type(error).__name__}: {error}".split())
+    found |= {other.id: per_epoch * other.config.train.epochs for other in alike}
+    return ""
 
 
 def _epoch_s(cell: Cell, splits: Splits, budget_s: float) -> float:
@@ -123,16 +140,7 @@ def _images_per_s(cell: Cell, splits: Splits, images: int) -> float:
     once = cell.config.model_copy(
         update={"train": cell.config.train.model_copy(update={"epochs": 1})}
     )
-    try:
-        result, _ = train_cell(dataclasses.replace(cell, config=once), few)
-    except GradscopeError:
-        raise
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ModelError(
-            f"cell {cell.id}: cannot be trained ({reason}); mend the model or its settings"
-        ) from error
-    return result.images_per_s
+    return train_cell(dataclasses.replace(cell, config=once), few)[0].images_per_s
 
 
 def _first(dataset: ImageDataset, n: int) -> ImageDataset:

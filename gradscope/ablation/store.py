@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradscope.errors import ConfigError
-from gradscope.study.results import CellResult, Study
-from gradscope.trace.table import Trace
+from gradscope.study.results import ENDED, CellResult, Study
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
     from gradscope.ablation.grid import Cell, Grid
+    from gradscope.trace.table import Trace
 
 FORMAT = 1
 """Of the files on disk; a newer one is refused rather than misread."""
@@ -38,7 +38,7 @@ class Store:
     """The folder of one study: ``grid.json``, and a folder per cell that was run.
 
     A cell's folder holds ``config.json``, ``result.json`` and ``trace.parquet``, or where it failed
-    ``traceback.txt``.
+    ``traceback.txt``, and in ``files`` what its function wrote.
     It appears whole or not at all, so that whoever reads or is killed meets no half of it. NaN and
     Infinity stand in the JSON as Python writes them.
 
@@ -81,17 +81,8 @@ class Store:
             ConfigError: the folder holds another study.
         """
         path = self.root / "grid.json"
+        self.refuse_others(grid.name)
         self.root.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            try:
-                known = _read_grid(path)["name"]
-            except ConfigError:
-                known = grid.name  # damaged: written anew, the results are beside it
-            if known != grid.name:
-                raise ConfigError(
-                    f"{self.root}: holds the study '{known}', not '{grid.name}'; "
-                    "give another folder"
-                )
         for left in [*self.root.glob(".tmp-*"), *self.root.glob(".old-*")]:
             shutil.rmtree(left, ignore_errors=True)
         described = {
@@ -105,12 +96,52 @@ class Store:
         _write_json(temporary, described)
         temporary.replace(path)
 
-    def save(self, result: CellResult, trace: Trace | None) -> None:
+    def refuse_others(self, name: str) -> None:
+        """Refuse a folder that holds another study.
+
+        Args:
+            name: of the grid that is to be run here.
+
+        Raises:
+            ConfigError: the folder holds another study, or is none.
+        """
+        path = self.root / "grid.json"
+        if self.root.exists() and not self.root.is_dir():
+            raise ConfigError(f"{self.root}: is a file; give another folder")
+        if not path.exists():
+            return
+        try:
+            known = _read_grid(path)["name"]
+        except ConfigError:
+            return  # damaged: written anew, the results are beside it
+        if known != name:
+            raise ConfigError(
+                f"{self.root}: holds the study '{known}', not '{name}'; give another folder"
+            )
+
+    def work_folder(self, cell: str, mark: str) -> Path:
+        """Where a cell may keep checkpoints until it is stored; others of its are removed.
+
+        Args:
+            cell: its id.
+            mark: tells what it is trained with; checkpoints of other code are of no use.
+        """
+        wanted = self.root / f".work-{cell}-{mark}"
+        for left in self.root.glob(f".work-{cell}-*"):
+            if left != wanted:
+                shutil.rmtree(left, ignore_errors=True)
+        return wanted
+
+    def save(self, result: CellResult, trace: Trace | None, files: Path | None = None) -> None:
         """Store the outcome of a cell, whole or not at all; an earlier one is replaced.
 
         Args:
             result: what to store; its ``trace_path`` is not.
-            trace: None for a cell that failed.
+            trace: None for a cell that failed, or watched nothing.
+            files: folder that becomes a part of the result, where there is one.
+
+        Raises:
+            OSError: it cannot be written.
         """
         mark = f"{result.id}-{uuid.uuid4().hex[:8]}"
         temporary, old = self.root / f".tmp-{mark}", self.root / f".old-{mark}"
@@ -124,6 +155,8 @@ class Store:
             _write_json(temporary / "result.json", {"format": FORMAT, **fields})
             if trace is not None:
                 _flush(trace.save(temporary / "trace.parquet"))
+            if files is not None and files.is_dir():
+                os.replace(files, temporary / "files")  # noqa: PTH105 - Path.replace, of folders
             folder = self.root / result.id
             if folder.exists():
                 os.replace(folder, old)  # noqa: PTH105 - Path.replace, said of folders
@@ -135,6 +168,14 @@ class Store:
     def read(self, cell: Cell) -> CellResult:
         """What is stored of a cell: its result, else ``pending``, or ``failed`` when damaged."""
         return self._read(_described(cell))
+
+    def check(self) -> None:
+        """See that the folder holds a study.
+
+        Raises:
+            ConfigError: it holds none, or a damaged one.
+        """
+        _read_grid(self.root / "grid.json")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Study:
@@ -178,7 +219,7 @@ def _stored(folder: Path, unread: CellResult) -> CellResult:
     result = _adapter().validate_python({**fields, "factors": unread.factors})
     if result.id != unread.id:
         raise ValueError(f"result.json is of {result.id}")
-    if result.status not in ("done", "diverged"):
+    if result.status not in ENDED or not result.is_traced:
         return result
     return dataclasses.replace(result, trace_path=_checked(folder / "trace.parquet"))
 

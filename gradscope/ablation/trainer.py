@@ -1,121 +1,60 @@
-"""train_cell(): trains the network of one cell, watched by the recorder."""
+"""train(): the built-in loop, a training function for classifiers of images."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from gradscope.ablation.grid import Cell, CellConfig, TrainConfig
-from gradscope.ablation.machine import denormals_flushed, environment, memory_kept
-from gradscope.data import ImageDataset, Splits
-from gradscope.errors import DataError, ModelError
+from gradscope.ablation.settings import EPOCH_METRICS, TrainConfig
+from gradscope.data import ImageDataset
+from gradscope.errors import ConfigError, DataError, ModelError
 from gradscope.models import build
-from gradscope.models.init import seeded
-from gradscope.recording.scope import Scope, watch
-from gradscope.study.results import CellResult, Epoch, History
-from gradscope.trace.table import Trace
+from gradscope.recording.scope import Scope
+from gradscope.study.results import Epoch
+
+if TYPE_CHECKING:
+    from gradscope.ablation.training import Run
 
 CHECK_EVERY = 16
 """Steps between two looks at the losses: how late a divergence is noticed, and how rarely a GPU
 has to wait for it."""
 
-_OBSERVE_EVERY_S = 0.5
 
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far the training of one cell is."""
-
-    step: int
-    """Optimizer steps taken so far."""
-    total_steps: int
-    epoch: int
-    """From 1."""
-    loss: float
-    """Of the last step."""
-    images_per_s: float
-    """Training images per second so far, evaluation not counted."""
-
-
-def train_cell(
-    cell: Cell, splits: Splits, observe: Callable[[Progress], None] | None = None
-) -> tuple[CellResult, Trace]:
-    """Train the network of one cell from its seed, and record its gradients.
-
-    Equal cells give bit-identical losses and weights on one CPU with one number of threads.
-    The caller's random streams and floating-point mode are left as they were.
+def train(run: Run) -> None:
+    """Train the classifier that the grid's ``model``, ``data`` and ``train`` describe.
 
     Args:
-        cell: what to train, and how.
-        splits: images and classes; uint8 pixels are scaled to [-1, 1].
-        observe: told about twice a second how far it is.
-
-    Returns:
-        The result, ``done`` or, when the loss became non-finite, ``diverged``; and the trace.
+        run: the cell.
 
     Raises:
         ModelError: the model cannot be built, or gives no logits for these classes.
         DataError: there are no training images.
     """
-    started = time.perf_counter()
-    config = cell.config
-    device = _best_device()
-    with seeded(config.seed), denormals_flushed(), memory_kept():
-        model = build(config.model, len(splits.classes), config.seed)
-        training = _Training(model.to(device), device, splits, config, observe)
-        record = config.record
-        with watch(
-            model, training.optimizer, every=record.every, activations=record.activations
-        ) as scope:
-            reason = training.run(scope)
-    trace = scope.trace()
-    result = CellResult(
-        id=cell.id,
-        factors=dict(cell.factors),
-        seed=config.seed,
-        status="diverged" if reason else "done",
-        config=config.model_dump(mode="json"),
-        history=training.history(),
-        classes=splits.classes,
-        error=reason,
-        n_parameters=sum(p.numel() for p in model.parameters()),
-        images_per_s=training.images_per_s,
-        duration_s=time.perf_counter() - started,
-        environment=environment() | {"device": device.type, "git": trace.metadata["git"]},
-    )
-    return result, trace
-
-
-def _best_device() -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    # Before `seeded`, which leaves alone what is not in use.
-    torch.cuda.init()  # type: ignore[no-untyped-call]  # torch lacks the annotation
-    return torch.device("cuda")
+    if run.config.model is None:
+        raise ConfigError("the built-in loop needs a model; add the key 'model'")
+    splits = run.splits
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    run.measured.classes = splits.classes
+    model = build(run.config.model, len(splits.classes), run.seed)
+    training = _Training(model.to(device), device, run)
+    run.measured.diverged = training.run(run.watch(model, training.optimizer))
 
 
 class _Training:
     """One training run: the model, its optimizer, and what was measured so far."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        device: torch.device,
-        splits: Splits,
-        cell: CellConfig,
-        observe: Callable[[Progress], None] | None,
-    ) -> None:
+    def __init__(self, model: nn.Module, device: torch.device, run: Run) -> None:
+        splits, config = run.splits, run.config.train
         if not len(splits.train):
             raise DataError(f"{splits.source}: no training images; choose other classes or limits")
-        config = cell.train
+        self._run, self._measured = run, run.measured
         self._device = device
         self._format = torch.channels_last if config.channels_last else torch.contiguous_format
         self._model = model.to(memory_format=self._format)
@@ -123,24 +62,13 @@ class _Training:
         self._splits = splits
         self._fit = _evenly(len(splits.train), len(splits.val))
         self._config = config
-        self._order = torch.Generator().manual_seed(cell.seed)
+        self._order = torch.Generator().manual_seed(run.seed)
         per_epoch = len(_batches(torch.arange(len(splits.train)), config.batch_size))
-        self._losses = torch.full((config.epochs * per_epoch,), math.nan, device=self._device)
+        run.steps = config.epochs * per_epoch
+        self._losses = torch.full((run.steps,), math.nan, device=self._device)
         self._step = 0
         self._images = 0
         self._train_s = 0.0
-        self._epochs: list[Epoch] = []
-        self._observe = observe
-        self._observed_at = -math.inf
-
-    @property
-    def images_per_s(self) -> float:
-        """Training images per second, evaluation not counted."""
-        return self._images / self._train_s if self._train_s else 0.0
-
-    def history(self) -> History:
-        """Losses and accuracies so far."""
-        return History(tuple(self._losses[: self._step].tolist()), tuple(self._epochs))
 
     def run(self, scope: Scope) -> str:
         """Train all epochs, or until the loss becomes non-finite; then why, in one line."""
@@ -150,12 +78,15 @@ class _Training:
             step, images = self._step, self._images
             hits = self._train_epoch(epoch)
             losses = self._losses[step : self._step].double()
+            self._measured.step_loss += losses.tolist()
             if not losses.isfinite().all():
                 at = int((~losses.isfinite()).nonzero()[0])
                 return f"loss became {float(losses[at])} at step {step + at}, epoch {epoch}"
+            if self._run.is_doomed:
+                return ""
             val_loss, confusion = self._evaluate(self._splits.val)
             fit_loss, fitted = self._evaluate(self._splits.train, self._fit)
-            self._epochs.append(
+            self._note(
                 Epoch(
                     epoch=epoch,
                     step=self._step,
@@ -169,10 +100,17 @@ class _Training:
                     fit_accuracy=_accuracy(fitted),
                 )
             )
-        last = self._epochs[-1]
+        last = self._measured.epochs[-1]
         if len(self._splits.val) and not math.isfinite(last.val_loss):  # by the very last steps
             return f"validation loss became {last.val_loss} after epoch {last.epoch}"
         return ""
+
+    def _note(self, epoch: Epoch) -> None:
+        self._measured.epochs.append(epoch)
+        for name in EPOCH_METRICS:
+            value = getattr(epoch, name)
+            if not math.isnan(value):
+                self._measured.logged.setdefault(name, []).append((epoch.step - 1, value))
 
     def _train_epoch(self, epoch: int) -> int:
         """One pass over the training images, or up to a bad loss; how many were judged right."""
@@ -182,13 +120,19 @@ class _Training:
         order = torch.randperm(len(self._splits.train), generator=self._order)
         for indices in _batches(order, self._config.batch_size):
             hits += self._train_step(indices)
-            self._train_s = train_s + time.perf_counter() - started
-            self._tell(epoch)
+            self._timed(train_s + time.perf_counter() - started)
+            self._run.tell(self._step, epoch, lambda: float(self._losses[self._step - 1]))
             if self._step % CHECK_EVERY == 0 and not self._losses_finite():
                 break
+            if self._run.is_doomed:
+                break
         right = int(hits)  # waits for the device
-        self._train_s = train_s + time.perf_counter() - started
+        self._timed(train_s + time.perf_counter() - started)
         return right
+
+    def _timed(self, train_s: float) -> None:
+        self._train_s = train_s
+        self._measured.images_per_s = self._images / train_s if train_s else 0.0
 
     def _train_step(self, indices: Tensor) -> Tensor:
         images, labels = self._load(self._splits.train, indices)
@@ -238,14 +182,6 @@ class _Training:
     def _losses_finite(self) -> bool:
         recent = self._losses[max(0, self._step - CHECK_EVERY) : self._step]
         return bool(recent.isfinite().all())
-
-    def _tell(self, epoch: int) -> None:
-        now = time.monotonic()
-        if self._observe is None or now - self._observed_at < _OBSERVE_EVERY_S:
-            return
-        self._observed_at = now
-        loss = float(self._losses[self._step - 1])
-        self._observe(Progress(self._step, len(self._losses), epoch, loss, self.images_per_s))
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:

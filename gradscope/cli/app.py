@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Annotated
 
@@ -12,7 +16,7 @@ from gradscope.cli.data import data_coco, data_demo
 from gradscope.cli.diagnose import diagnose
 from gradscope.cli.grid import report, run_grid
 from gradscope.cli.probe import probe
-from gradscope.errors import GradscopeError
+from gradscope.errors import GradscopeError, no_space
 
 # ClickException, of click itself or of the copy that newer typers bring.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -48,6 +52,7 @@ def _root(
 
 app.command(
     epilog="Examples: gradscope diagnose run.parquet  |  gradscope diagnose run.parquet --json"
+    "  |  gradscope diagnose runs/hw5"
 )(diagnose)
 app.command(
     epilog="Examples: gradscope probe torchvision.models:resnet50 --input 3,224,224  |  "
@@ -84,15 +89,34 @@ data_app.command(
 def main() -> None:
     """Run the command line; bad input ends in one line on stderr and exit code 2."""
     try:
-        code = app(standalone_mode=False)
+        with _termination_as_interrupt():
+            code = app(standalone_mode=False)
     except GradscopeError as error:
         _fail(str(error))
+    except OSError as error:
+        full = no_space(error)
+        if full is None:
+            raise
+        _fail(str(full))
     except _UsageError as error:
         _fail(error.format_message())  # type: ignore[attr-defined]  # typer exports no base class
     except (KeyboardInterrupt, typer.Abort):
         typer.secho("interrupted", fg="yellow", err=True)
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """Let SIGTERM, with which schedulers end a program, do what Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _fail(message: str) -> None:

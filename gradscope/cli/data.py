@@ -119,13 +119,18 @@ def _names(given: list[str] | None) -> tuple[str, ...]:
 def _prepare(settings: dict[str, Any], *, as_json: bool) -> None:
     import json
 
+    from gradscope.data.config import DataConfig, check
+
+    config = DataConfig(**settings)
+    check(config)
+
     from rich.console import Console
 
     from gradscope.cli import data_view
-    from gradscope.data import DataConfig, load
+    from gradscope.data import load
 
     with data_view.progress_bar() as progress:
-        splits = load(DataConfig(**settings), progress)
+        splits = load(config, progress)
     if as_json:
         typer.echo(json.dumps(data_view.to_dict(splits), indent=2))
     else:

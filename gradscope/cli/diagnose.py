@@ -9,14 +9,30 @@ import typer
 
 
 def diagnose(
-    trace: Annotated[
-        Path, typer.Argument(help="A Parquet file that Trace.save() wrote.", show_default=False)
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A Parquet file that Trace.save() wrote, or the folder of a run grid.",
+            metavar="RUN.parquet|RUNS_DIR",
+            show_default=False,
+        ),
     ],
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the diagnosis as JSON and nothing else.")
     ] = False,
 ) -> None:
-    """Judge a recorded run: verdict, findings, remedies; exit code 1 when it is unhealthy."""
+    """Judge a recorded run, or every cell of a grid; exit code 1 when one is unhealthy."""
+    from gradscope.cli.arguments import check_trace
+
+    if source.is_dir():
+        healthy = _study(source, as_json=as_json)
+    else:
+        check_trace(source)
+        healthy = _trace(source, as_json=as_json)
+    raise typer.Exit(0 if healthy else 1)
+
+
+def _trace(path: Path, *, as_json: bool) -> bool:
     import json
 
     from rich.console import Console
@@ -24,9 +40,31 @@ def diagnose(
     from gradscope.diagnosis.diagnose import diagnose as judge
     from gradscope.trace.table import Trace
 
-    diagnosis = judge(Trace.load(trace))
+    diagnosis = judge(Trace.load(path))
     if as_json:
         typer.echo(json.dumps(diagnosis.to_dict(), indent=2, allow_nan=False))
     else:
         Console().print(diagnosis)
-    raise typer.Exit(0 if diagnosis.is_healthy else 1)
+    return diagnosis.is_healthy
+
+
+def _study(folder: Path, *, as_json: bool) -> bool:
+    import json
+
+    from gradscope.ablation.store import Store
+    from gradscope.errors import ConfigError
+
+    study = Store.load(folder)
+    if not any(result.status not in ("pending", "running") for result in study.results):
+        raise ConfigError(f"{folder}: no cell has been run yet; run the grid first")
+
+    from gradscope.cli import study_view
+
+    judged = study_view.judge(study)
+    if as_json:
+        told = [each.to_dict() for each in judged]
+        typer.echo(json.dumps(told, indent=2, allow_nan=False))
+    else:
+        study_view.output().print(study_view.judgements(study, judged))
+        study_view.show_failures(study)
+    return not any(each.is_unhealthy for each in judged)

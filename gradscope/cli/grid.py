@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from gradscope.ablation import Grid
 
 
 class _EngineName(StrEnum):
@@ -45,36 +48,72 @@ def run_grid(  # noqa: PLR0917 - typer passes them by name
         Path | None,
         typer.Option(help="Train on this COCO folder.", metavar="DIR", show_default=False),
     ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Keep cells whose code or data changed since.")
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the cells and the time they take; train none.")
     ] = False,
 ) -> None:
-    """Train every cell of an ablation grid and write the report; run again, it goes on."""
+    """Train every cell of an ablation grid and write the report; run again, it goes on.
+
+    Exit code 1 when a cell failed.
+    """
     import json
 
     from gradscope.ablation import Grid
-    from gradscope.ablation.run import run_grid as run
-    from gradscope.cli import run_view
-    from gradscope.report.write import write_report
 
     # As JSON, which is YAML that no character of a path can break.
     source = ["data.source=coco", f"data.root={json.dumps(str(data))}"] if data else []
-    study_grid = Grid.load(grid, [*source, *(settings or [])])
-    page = writable(_report_path(out, study_grid.name))
-    folder = runs or Path("runs") / study_grid.name
+    overrides = [*source, *(settings or [])]
+    study_grid = Grid.load(grid, overrides, imported=False)
+    page, folder = _checked(study_grid, out, runs, engine)
+    study_grid = Grid.load(grid, overrides)
+
+    from gradscope.ablation.run import run_grid as run
+    from gradscope.cli import run_view, study_view
+
     if dry_run:
-        run_view.show_plan(study_grid, folder, jobs)
-        return
+        raise typer.Exit(1 if study_view.show_plan(study_grid, folder, jobs, trust=trust) else 0)
     try:
         with run_view.observer() as observe:
-            study = run(study_grid, folder, engine=engine.value, jobs=jobs, observe=observe)
+            study = run(
+                study_grid, folder, engine=engine.value, jobs=jobs, observe=observe, trust=trust
+            )
     except KeyboardInterrupt:
         typer.echo(
             f"interrupted: finished cells are in {folder}; the same command goes on", err=True
         )
         raise typer.Exit(130) from None
-    run_view.show_study(study)
-    typer.echo(write_report(study, page))
+    failed = study_view.show_study(study)
+
+    from gradscope.report.write import write_with_opening
+
+    path, sentences = write_with_opening(study, page)
+    for sentence in (*sentences, *study_view.count(study, observe.begun)):
+        typer.echo(sentence)
+    typer.echo(path)
+    raise typer.Exit(1 if failed else 0)
+
+
+def _checked(
+    grid: Grid, out: Path | None, runs: Path | None, engine: _EngineName
+) -> tuple[Path, Path]:
+    """Where the report and the results go, once all is known to be right that needs no torch."""
+    from gradscope.ablation.store import Store
+    from gradscope.cli.arguments import writable
+    from gradscope.data.config import check
+    from gradscope.engines.ray import check_installed
+
+    if engine is _EngineName.ray:
+        check_installed()
+    page = writable(_report_path(out, grid.name))
+    folder = runs or Path("runs") / grid.name
+    Store(folder).refuse_others(grid.name)
+    for config in {c.config.data.model_dump_json(): c.config.data for c in grid.cells()
+                   if c.config.data is not None}.values():  # fmt: skip
+        check(config)
+    return page, folder
 
 
 def _report_path(out: Path | None, name: str) -> Path:
@@ -101,28 +140,19 @@ def report(
     ] = None,
 ) -> None:
     """Draw one offline HTML file from what was run; its tables go into a folder beside it."""
-    from gradscope.report.write import load, write_report
+    from gradscope.cli.arguments import check_sources, writable
 
     name = "-and-".join(path.resolve().stem for path in sources)
     page = writable(output or Path("reports") / f"{name}.html")
-    typer.echo(write_report(load(sources), page))
+    check_sources(sources)
 
+    from gradscope.cli import study_view
+    from gradscope.report.write import load, write_report
+    from gradscope.study.results import Study
+    from gradscope.trace.table import Trace
 
-def writable(page: Path) -> Path:
-    """The path of a report, once it is known that it can be written; nothing is made yet."""
-    import tempfile
-
-    from gradscope.errors import ConfigError
-
-    place = next(folder for folder in page.absolute().parents if folder.exists())
-    reason = "it is a folder" if page.is_dir() else ""
-    try:
-        with tempfile.TemporaryFile(dir=place):
-            pass
-    except OSError as error:
-        reason = error.strerror or str(error)
-    if reason:
-        raise ConfigError(
-            f"{page}: cannot be written ({reason}); give another file, for example flow.html"
-        )
-    return page
+    source = load(sources)
+    for each in [source] if isinstance(source, Study | Trace) else source:
+        if isinstance(each, Study):
+            study_view.show_failures(each)
+    typer.echo(write_report(source, page))

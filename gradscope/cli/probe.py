@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gradscope.cli.grid import writable
+from gradscope.cli.arguments import argument, check_inputs, writable
 
 
 def probe(  # noqa: PLR0917 - typer passes them by name
@@ -64,11 +64,19 @@ def probe(  # noqa: PLR0917 - typer passes them by name
     """Judge networks by one forward and backward pass; exit code 1 when one is unhealthy."""
     import json
 
-    from gradscope.cli import probe_inputs, probe_tables, probe_view
-    from gradscope.report.write import write_report
+    from gradscope.models.config import resolve
 
     if html is not None:
         writable(html)
+    check_inputs(shapes or (), batch, input_file, grid)
+    for text in args or ():
+        argument(text)
+    for spec in sorted(specs or (), key=lambda spec: ":" in spec):  # names need no import
+        resolve(spec)
+
+    from gradscope.cli import probe_inputs, probe_tables, probe_view
+    from gradscope.report.write import write_report
+
     with _shown(traceback):
         chosen = probe_inputs.chosen_cell(grid, cell) if cell is not None else None
         seed = chosen.config.seed if chosen else seed

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.ablation.grid import Cell
+from gradscope.cli.arguments import argument, check_inputs, shape_of
 from gradscope.errors import ConfigError, nearest
 from gradscope.models import ModelConfig, build
-from gradscope.models.init import InitConfig
+from gradscope.models.config import InitConfig
 
 
 def build_models(
@@ -38,7 +39,7 @@ def build_models(
         ConfigError: an argument is not ``name=value``, or there is no such initialisation.
         ModelError: a network cannot be found or built.
     """
-    parsed = dict(_argument(text) for text in args)
+    parsed = dict(argument(text) for text in args)
     if cell is not None and (specs or parsed):
         raise ConfigError("--cell names the network with its arguments; leave SPEC and --args out")
     if cell is None and not specs:
@@ -46,7 +47,9 @@ def build_models(
             "give the network as package.module:factory or a built-in, or a cell of a grid by "
             "--grid FILE.yaml --cell ID"
         )
-    configs = {cell.id: cell.config.model} if cell else {}
+    if cell is not None and cell.config.model is None:
+        raise ConfigError(f"--cell {cell.id}: its training function builds the network itself")
+    configs = {cell.id: cell.config.model} if cell and cell.config.model else {}
     configs |= {spec: ModelConfig(name=spec, args=parsed) for spec in specs}
     if init is not None:
         chosen = _init(init)
@@ -98,11 +101,7 @@ def gather(
     Raises:
         ConfigError: none or several of shapes, file and grid were given, or one cannot be read.
     """
-    if sum((bool(shapes), file is not None, grid is not None)) != 1:
-        raise ConfigError(
-            "give the inputs by one of --input C,H,W (random), --input-file FILE.pt or "
-            "--grid FILE.yaml (the images it trains on)"
-        )
+    check_inputs(shapes, batch, file, grid)
     if file is not None:
         return load_inputs(file), None, None
     if grid is not None:
@@ -121,7 +120,10 @@ def grid_inputs(
     from gradscope.ablation.grid import Grid
     from gradscope.data import load
 
-    splits = load((cell or Grid.load(path).cells()[0]).config.data)
+    config = (cell or Grid.load(path).cells()[0]).config.data
+    if config is None:
+        raise ConfigError(f"--grid {path}: names no images; give the inputs by --input")
+    splits = load(config)
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(splits.train), generator=generator)[:batch]
     images, labels = splits.train.batch(chosen)
@@ -145,15 +147,7 @@ def random_inputs(
     generator = torch.Generator().manual_seed(seed)
     drawn = []
     for text in shapes:
-        try:
-            shape = (batch, *(int(part) for part in text.split(",") if part.strip()))
-        except ValueError:
-            shape = (0,)
-        if min(shape) < 1:
-            raise ConfigError(
-                f"--input '{text}' with --batch {batch}: give the shape of one sample as positive "
-                "integers, for example --input 3,64,64"
-            )
+        shape = shape_of(text, batch)
         if tokens is None:
             drawn.append(torch.randn(shape, generator=generator))
         else:
@@ -165,12 +159,8 @@ def load_inputs(path: Path) -> Any:
     """Inputs with their batch dimension from a ``.pt`` or ``.npy`` file; no code in it is run.
 
     Raises:
-        ConfigError: no such file, another kind of file, or one that holds more than tensors.
+        ConfigError: the file holds more than tensors, or cannot be read.
     """
-    if not path.is_file():
-        raise ConfigError(f"--input-file {path}: no such file; give a .pt or .npy file")
-    if path.suffix not in (".npy", ".pt", ".pth"):
-        raise ConfigError(f"--input-file {path}: unknown suffix; valid: .npy, .pt, .pth")
     try:
         found = _read(path)
     except Exception as error:  # whatever a broken file makes the readers raise
@@ -212,15 +202,3 @@ def _read(path: Path) -> Any:
 
         return torch.from_numpy(np.load(path, allow_pickle=False))
     return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _argument(text: str) -> tuple[str, Any]:
-    import yaml
-
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise ConfigError(f"--args '{text}': write name=value, for example --args depth=32")
-    try:
-        return name, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--args '{text}': the value is not YAML; quote it") from error

@@ -1,4 +1,4 @@
-"""What the command line shows of a run: bars or lines while it goes on, tables before and after."""
+"""What the command line shows of a run while it goes on: bars, or lines."""
 
 from __future__ import annotations
 
@@ -6,72 +6,59 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Self, TextIO
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
-from rich.table import Column, Table
+from rich.table import Column
 
-from gradscope.ablation.document import shown
-from gradscope.ablation.estimate import makespan_s
-from gradscope.ablation.grid import Cell, Grid
-from gradscope.ablation.run import Observer, Plan, estimate, make_plan, prepare_data, usual_jobs
-from gradscope.ablation.store import Store
-from gradscope.ablation.trainer import Progress
-from gradscope.diagnosis.diagnose import diagnose
+from gradscope.ablation.plan import Plan
+from gradscope.ablation.run import Observer
+from gradscope.ablation.training import Progress
 from gradscope.engines.task import Event
-from gradscope.errors import GradscopeError
-from gradscope.study.results import CellResult, Study
+from gradscope.study.results import CellResult
 
-_DASH = "\N{EM DASH}"
+DASH = "\N{EM DASH}"
 _SILENCE_S = 10.0
 """How often a log tells that images are still being read."""
-_STYLES = {"done": "green", "diverged": "yellow", "failed": "red", "healthy": "green"}
+
+
+class Tally:
+    """Passes on what a run tells, and counts how often each cell was begun."""
+
+    def __init__(self, display: Observer) -> None:
+        self.begun: Counter[str] = Counter()
+        self._display = display
+
+    def preparing(self, what: str, done: int, total: int) -> None:
+        """Pass on."""
+        self._display.preparing(what, done, total)
+
+    def planned(self, plan: Plan) -> None:
+        """Cells that are stored were begun once, before."""
+        self.begun.update(result.id for result in plan.stored)
+        self._display.planned(plan)
+
+    def happened(self, event: Event) -> None:
+        """Count, and pass on."""
+        self.begun[event.task] += event.kind == "started"
+        self._display.happened(event)
 
 
 @contextmanager
-def observer() -> Iterator[Observer]:
+def observer() -> Iterator[Tally]:
     """Bars on a terminal, else one line per finished cell; both on standard error."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield Log(sys.stderr)
+        yield Tally(Log(sys.stderr))
         return
     with BarDisplay(console) as display:
-        yield display
-
-
-def show_plan(grid: Grid, runs_dir: Path, jobs: int | None = None) -> None:
-    """Print the cells of a grid and how long they take, without training them.
-
-    Raises:
-        GradscopeError: images cannot be read, or a model cannot be trained.
-    """
-    jobs = jobs or usual_jobs(grid)
-    with observer() as observe:
-        prepare_data(grid.cells(), observe)
-        plan = make_plan(grid, Store(runs_dir))
-        seconds = estimate(plan, jobs, observe)
-    console = _output()
-    console.print(plan_table(grid, plan, seconds))
-    console.print(estimate_line(plan.todo, seconds, jobs), markup=False, highlight=False)
-
-
-def show_study(study: Study) -> None:
-    """Print what came of each cell, and on standard error which failed."""
-    _output().print(summary(study))
-    for line in failures(study):
-        sys.stderr.write(f"{line}\n")
-
-
-def _output() -> Console:
-    """Standard output; in a file no line is folded for want of a terminal's width."""
-    console = Console()
-    return console if console.is_terminal else Console(width=200)
+        yield Tally(display)
 
 
 class Remaining:
@@ -86,7 +73,8 @@ class Remaining:
     def update(self, event: Event) -> None:
         """Note how far a cell is."""
         if event.kind == "progress":
-            self._shares[event.task] = event.value.step / event.value.total_steps
+            told: Progress = event.value
+            self._shares[event.task] = told.step / told.total_steps if told.total_steps else 0.0
         elif event.kind == "finished":
             self._shares[event.task] = 1.0
 
@@ -116,7 +104,8 @@ class Log:
         """Tell what is to be done."""
         self._remaining = Remaining(plan)
         self._done, self._total = len(plan.stored), len(plan.stored) + len(plan.todo)
-        self._say(intention(plan))
+        for line in (intention(plan), *plan.notes):
+            self._say(line)
 
     def happened(self, event: Event) -> None:
         """Tell what came of a cell."""
@@ -174,7 +163,8 @@ class BarDisplay:
         self._rows.clear()
         self._remaining = Remaining(plan)
         self._done = len(plan.stored)
-        self._console.print(intention(plan), markup=False, highlight=False)
+        for line in (intention(plan), *plan.notes):
+            self._console.print(line, markup=False, highlight=False)
         total = self._done + len(plan.todo)
         self._total = self._bars.add_task("cells", total=total, completed=self._done, note="")
 
@@ -188,8 +178,8 @@ class BarDisplay:
             self._bars.update(
                 self._rows[event.task],
                 completed=told.step,
-                total=told.total_steps,
-                note=f"loss {told.loss:.3g}, {told.images_per_s:.0f} images/s",
+                total=told.total_steps or None,
+                note=progress_note(told),
             )
         elif event.kind == "finished":
             self._bars.remove_task(self._rows.pop(event.task))
@@ -210,82 +200,22 @@ def intention(plan: Plan) -> str:
     return f"{len(plan.todo)} of {total} cells to train{kept}{again}"
 
 
+def progress_note(told: Progress) -> str:
+    """What is known of a cell that is being trained, in a few words."""
+    parts = [f"loss {told.loss:.3g}"] if not math.isnan(told.loss) else []
+    parts += [f"{told.images_per_s:.0f} images/s"] if told.images_per_s else []
+    return ", ".join(parts or [f"step {told.step}"])
+
+
 def outcome(result: CellResult) -> str:
     """What came of a cell, on one line."""
     parts = [f"{result.status} ({result.error})" if result.error else str(result.status)]
     if result.history.epochs:
         last = result.history.epochs[-1]
         parts += [f"loss {last.train_loss:.3g}", f"accuracy {percent(last.val_accuracy)}"]
-    return ", ".join([*parts, lasting(result.duration_s)])
-
-
-def summary(study: Study) -> Table:
-    """Cell, status, final loss, accuracy and verdict on the gradients."""
-    table = Table(title=escape(study.name), title_justify="left")
-    table.add_column("cell", overflow="fold")
-    for heading in ("status", "loss", "accuracy", "gradients"):
-        table.add_column(heading, justify="right" if heading in ("loss", "accuracy") else "left")
-    for result in study.results:
-        last = result.history.epochs[-1] if result.history.epochs else None
-        table.add_row(
-            escape(result.id),
-            _styled(result.status),
-            f"{last.train_loss:.3g}" if last else _DASH,
-            percent(last.val_accuracy) if last else _DASH,
-            _styled(verdict(result)),
-        )
-    return table
-
-
-def verdict(result: CellResult) -> str:
-    """On the gradients of a cell; a dash where there are none."""
-    if result.trace_path is None:
-        return _DASH
-    try:
-        return diagnose(result.trace()).verdict.value
-    except GradscopeError:
-        return "unreadable"
-
-
-def failures(study: Study) -> list[str]:
-    """One line for each cell that failed: which, why, and where more is told."""
-    lines = []
-    for result in study.results:
-        if result.status == "failed":
-            path = Path(study.path or "", result.id, "traceback.txt")
-            more = f"; traceback in {path}" if result.traceback else ""
-            lines.append(f"{result.id} failed: {result.error}{more}")
-    return lines
-
-
-def plan_table(grid: Grid, plan: Plan, seconds: Mapping[str, float]) -> Table:
-    """Every cell with its factors, what is stored of it, and how long it takes.
-
-    Args:
-        grid: the study.
-        plan: what there is to do.
-        seconds: cell id -> seconds.
-    """
-    known = {result.id: result.status for result in (*plan.stored, *plan.retried)}
-    table = Table(title=escape(grid.name), title_justify="left")
-    for heading in ("cell", *grid.factors, "seed", "status", "time"):
-        table.add_column(escape(heading), overflow="fold")
-    for cell in grid.cells():
-        values = [shown(cell.factors.get(name)) for name in grid.factors]
-        status = known.get(cell.id, "pending")
-        time_s = lasting(seconds[cell.id]) if cell.id in seconds else _DASH
-        row = [*map(escape, (cell.id, *values)), str(cell.config.seed), _styled(status), time_s]
-        table.add_row(*row)
-    return table
-
-
-def estimate_line(todo: Sequence[Cell], seconds: Mapping[str, float], jobs: int) -> str:
-    """How long the rest of a grid takes, on one line."""
-    if not todo:
-        return "nothing to train: every cell is stored"
-    total = makespan_s([seconds[cell.id] for cell in todo], jobs)
-    processes = "1 process" if jobs == 1 else f"{jobs} processes"
-    return f"{len(todo)} of the cells to train: about {lasting(total)} with {processes}"
+    else:
+        parts += [f"{name} {values[-1][1]:.4g}" for name, values in result.history.logged.items()]
+    return ", ".join([*parts, lasting(result.duration_s), *result.notes])
 
 
 def lasting(seconds: float) -> str:
@@ -304,9 +234,4 @@ def lasting(seconds: float) -> str:
 
 def percent(share: float) -> str:
     """A share as per cent; a dash where there is none."""
-    return f"{100 * share:.1f} %" if math.isfinite(share) else _DASH
-
-
-def _styled(word: str) -> str:
-    style = _STYLES.get(word)
-    return f"[{style}]{word}[/]" if style else escape(word)
+    return f"{100 * share:.1f} %" if math.isfinite(share) else DASH

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradscope.data.config import DataConfig
+from gradscope.data.config import DataConfig, from_home
 from gradscope.data.dataset import ImageDataset, Splits
 from gradscope.data.reading import write_split
 from gradscope.data.source import (
@@ -25,7 +25,6 @@ from gradscope.data.source import (
     Source,
     check_counts,
     choose,
-    from_home,
     stamp,
 )
 from gradscope.errors import DataError

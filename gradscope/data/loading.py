@@ -6,16 +6,12 @@ from pathlib import Path
 
 from gradscope.data.cache import Cache, default_cache_dir
 from gradscope.data.coco import CocoFolder
-from gradscope.data.config import DataConfig
+from gradscope.data.config import DataConfig, check, folder_of
 from gradscope.data.dataset import Splits
 from gradscope.data.demo import DemoSet
 from gradscope.data.folder import ClassFolders
 from gradscope.data.own import OwnDataset
-from gradscope.data.source import ReportProgress, Source, from_home
-from gradscope.errors import DataError, nearest
-
-_NAMES = ("demo", "coco", "folder")
-"""Sources beside the user's own."""
+from gradscope.data.source import ReportProgress, Source
 
 
 def load(
@@ -45,40 +41,14 @@ def load(
 
 
 def _source(config: DataConfig) -> Source:
-    if config.source not in _NAMES and ":" not in config.source:  # first: a typo explains the rest
-        raise DataError(
-            f"data.source: unknown source '{config.source}'; {nearest(config.source, _NAMES)}, "
-            "or package.module:factory"
-        )
-    if config.root is not None and config.source not in {"coco", "folder"}:
-        raise DataError(
-            f"data.root: source '{config.source}' takes no folder; "
-            "set data.source: coco (or folder), or leave data.root out"
-        )
-    if config.args and ":" not in config.source:
-        raise DataError(
-            f"data.args: source '{config.source}' takes none; leave them out, or set "
-            "data.source: package.module:factory"
-        )
+    check(config)
     if config.source == "demo":
         return DemoSet(config)
     if config.source == "coco":
-        return CocoFolder(_root(config), config)
+        return CocoFolder(folder_of(config), config)
     if config.source == "folder":
-        return ClassFolders(_root(config), config)
+        return ClassFolders(folder_of(config), config)
     return OwnDataset(config)
-
-
-def _root(config: DataConfig) -> Path:
-    if config.root is None:
-        raise DataError(
-            f"data.root: source '{config.source}' needs a folder; set data.root: FOLDER"
-        )
-    root = from_home(config.root, "data.root")
-    if not root.is_dir():
-        what = "is no folder" if root.exists() else "does not exist"
-        raise DataError(f"data.root: {root} {what}; give the folder that holds the data set")
-    return root.resolve()
 
 
 def _silent(what: str, done: int, total: int) -> None:

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from gradscope.data.config import DataConfig
 from gradscope.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SPLITS = ("train", "val")
 """The two splits, in the order in which they are read, shown and stored."""
@@ -189,20 +190,6 @@ def shown(names: Iterable[str], most: int = 5) -> str:
     clean = ["".join(c if c.isprintable() else "?" for c in name) for name in listed[:most]]
     more = f" and {len(listed) - most} more" if len(listed) > most else ""
     return ", ".join(clean) + more
-
-
-def from_home(path: Path, setting: str) -> Path:
-    """The path, with ``~`` as the home folder.
-
-    Raises:
-        DataError: there is no such home folder.
-    """
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        raise DataError(
-            f"{setting}: {path} starts at a home folder that does not exist; give the whole path"
-        ) from None
 
 
 def stamp(path: Path) -> tuple[int, int]:

@@ -1,8 +1,9 @@
 """Where tasks run: in this process, in processes of this machine, on a cluster."""
 
 from gradscope.engines.local import Local
+from gradscope.engines.placement import Resources, cores
 from gradscope.engines.ray import Ray, import_ray
-from gradscope.engines.task import Engine, Event, InProcess, Observe, Task, Work, cores
+from gradscope.engines.task import Engine, Event, InProcess, Observe, Task, Work
 
 __all__ = [
     "Engine",
@@ -11,6 +12,7 @@ __all__ = [
     "Local",
     "Observe",
     "Ray",
+    "Resources",
     "Task",
     "Work",
     "cores",

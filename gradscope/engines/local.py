@@ -14,11 +14,12 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import connection, get_context, resource_tracker
 from typing import TYPE_CHECKING
 
+from gradscope.engines.placement import Resources, cores, devices, slots
 from gradscope.engines.task import (
     THREADS,
     Event,
@@ -26,7 +27,7 @@ from gradscope.engines.task import (
     Task,
     Work,
     attempt,
-    cores,
+    final,
     tell,
 )
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
 
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+_HELD = {signal.SIGINT, signal.SIGTERM}
 
 
 @dataclass(frozen=True)
@@ -46,23 +48,58 @@ class Local:
     """
 
     jobs: int
-    """Processes at a time."""
+    """Processes at a time, at most."""
+    needs: Resources = field(default_factory=Resources)
+    """Of each task; fewer run at a time where no more fit."""
+    gpus: tuple[str, ...] | None = None
+    """Names of the GPUs; None: those that this process may use."""
 
     @property
     def threads(self) -> int:
         """Of each process; the same however many tasks are left, since it can change last bits."""
-        return max(1, cores() // self.jobs)
+        return self.needs.cpus or max(1, cores() // self.jobs)
+
+    @property
+    def places(self) -> tuple[tuple[str, ...], ...]:
+        """For each process the GPUs that it sees.
+
+        Raises:
+            ConfigError: not even one task fits.
+        """
+        return slots(self.needs, self.jobs, devices() if self.gpus is None else self.gpus)
 
     def run(self, tasks: Sequence[Task], work: Work, observe: Observe) -> None:
-        """Run all; see `Engine`."""
+        """Run all; see `Engine`. Tasks for which a GPU was too crowded follow one by one."""
+        crowded: list[str] = []
+
+        def noted(event: Event) -> None:
+            if event.kind == "crowded":
+                crowded.append(event.task)
+            else:
+                observe(event)
+
+        self._run(tasks, work, noted, self.places if tasks else ())
+        alone = [task for task in tasks if task.id in crowded]
+        for task in alone:  # in a new process: those that shared the GPU keep what they had
+            self._run([task], work, lambda event: observe(final(event)), self.places[:1])
+
+    def _run(
+        self,
+        tasks: Sequence[Task],
+        work: Work,
+        observe: Observe,
+        places: Sequence[tuple[str, ...]],
+    ) -> None:
         waiting = list(reversed(tasks))
         pickled = pickle.dumps(work)
         workers: list[_Worker] = []
         try:
             while waiting or any(worker.task for worker in workers):
                 workers = [worker for worker in workers if worker.alive]
-                while waiting and len(workers) < min(self.jobs, len(waiting) + _busy(workers)):
-                    workers.append(_Worker.start(pickled, self.threads))
+                while waiting and len(workers) < min(len(places), len(waiting) + _busy(workers)):
+                    taken = [worker.place for worker in workers]
+                    free = next(i for i in range(len(places)) if i not in taken)
+                    workers.append(_Worker.start(pickled, self.threads, free, places[free]))
                 for worker in workers:
                     if waiting and not worker.task:
                         worker.give(waiting.pop(), observe)
@@ -79,19 +116,24 @@ class _Worker:
 
     process: SpawnProcess
     pipe: Connection
+    place: int
+    """Which of the engine's places it has."""
     task: str = ""
     alive: bool = True
 
     @classmethod
-    def start(cls, work: bytes, threads: int) -> _Worker:
+    def start(cls, work: bytes, threads: int, place: int, gpus: Sequence[str]) -> _Worker:
         context = get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, os.getpid(), threads))
         # Set here, not in the child: importing the caller's main module may import torch there.
-        with _variables(dict.fromkeys(THREADS, str(threads))), _interrupts_held():
+        values = dict.fromkeys(THREADS, str(threads))
+        if gpus:
+            values["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+        with _variables(values), _interrupts_held():
             process.start()
         theirs.close()
-        worker = cls(process, ours)
+        worker = cls(process, ours, place)
         worker._send(work)
         return worker
 
@@ -110,7 +152,7 @@ class _Worker:
                 observe(Event(self.task, "lost", f"its process {self._death()}"))
             self.task = ""
             return
-        if event.kind in ("finished", "lost"):
+        if event.kind in ("finished", "lost", "crowded", "halted"):
             self.task = ""
         observe(event)
 
@@ -149,7 +191,7 @@ def _ready(workers: Sequence[_Worker]) -> list[_Worker]:
 def _serve(pipe: Connection, parent: int, threads: int) -> None:
     """Life of a worker process: tasks come through the pipe until it closes."""
     _end_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to act on
+    _leave_signals_to_parent()
     sys.stdout = sys.stderr  # the caller's standard output is for results
     inbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, inbox), daemon=True).start()
@@ -184,6 +226,17 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
+def _leave_signals_to_parent() -> None:
+    """Ctrl-C and SIGTERM reach a whole group at once; the parent then kills this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if not hasattr(signal, "pthread_sigmask"):
+        return
+    # A handler and not SIG_IGN, which programs started from here would inherit.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD)
+
+
 @contextmanager
 def _variables(values: Mapping[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}
@@ -200,12 +253,12 @@ def _variables(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Start a process that Ctrl-C, which reaches all at once, leaves to its parent to stop."""
+    """Start a process that leaves Ctrl-C and SIGTERM, from its first moment, to its parent."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     resource_tracker.ensure_running()  # its first start would lift the block again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child inherits it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)  # a child inherits it
     try:
         yield
     finally:

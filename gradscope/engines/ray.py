@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from gradscope.engines.task import (
     Task,
     Work,
     attempt,
+    final,
 )
 from gradscope.errors import ConfigError
 
@@ -56,7 +58,7 @@ class Ray:
                     observe(Event(task.id, "started"))
                 done, _ = ray.wait(list(running), num_returns=1)
                 for reference in done:
-                    observe(_fetched(ray, reference, running.pop(reference)))
+                    observe(final(_fetched(ray, reference, running.pop(reference))))
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
@@ -77,17 +79,26 @@ def _fetched(ray: Any, reference: Any, task: str) -> Event:
     return event
 
 
+def check_installed() -> None:
+    """See that Ray can be imported, without importing it.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ConfigError(
+            "engine 'ray': Ray is not installed; pip install 'gradscope-torch[ray]', "
+            "or take the engine 'local'"
+        )
+
+
 def import_ray() -> Any:
     """The module `ray`.
 
     Raises:
         ConfigError: it is not installed.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise ConfigError(
-            "engine 'ray': Ray is not installed; pip install 'gradscope-torch[ray]', "
-            "or take the engine 'local'"
-        ) from error
+    check_installed()
+    import ray
+
     return ray

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Protocol
+
+from gradscope.errors import MachineError
 
 
 class Task(Protocol):
@@ -25,8 +26,10 @@ class Event:
 
     task: str
     """Its id."""
-    kind: Literal["started", "progress", "finished", "lost"]
-    """``lost``: the work did not return; the process died, or raised."""
+    kind: Literal["started", "progress", "finished", "lost", "crowded", "halted"]
+    """``lost``: the work did not return; the process died, or raised. ``crowded``: so, for want of
+    GPU memory, which it may have when it is alone; engines that share GPUs try that. ``halted``:
+    the machine cannot, so that no other task will fare better."""
     value: Any = None
     """What the work told, what it returned, or why it was lost, on one line."""
     traceback: str = ""
@@ -60,22 +63,29 @@ class InProcess:
         for task in tasks:
             name = task.id
             observe(Event(name, "started"))
-            observe(attempt(task, work, partial(tell, observe, name)))
+            observe(final(attempt(task, work, partial(tell, observe, name))))
 
 
-def cores() -> int:
-    """Processors that this process may use."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+def final(event: Event) -> Event:
+    """The event of a task that is not tried again: one that was crowded is lost."""
+    return replace(event, kind="lost") if event.kind == "crowded" else event
 
 
 def attempt(task: Task, work: Work, tell: Callable[[Any], None]) -> Event:
     """Do the work on a task; what it raises becomes the loss of that task alone."""
     try:
         return Event(task.id, "finished", work(task, tell))
+    except MachineError as error:
+        return Event(task.id, "halted", str(error))
     except Exception as error:  # noqa: BLE001 - a task must not take the others with it
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        return Event(task.id, "lost", reason, traceback.format_exc())
+        kind: Literal["crowded", "lost"] = "crowded" if out_of_memory(error) else "lost"
+        return Event(task.id, kind, reason, traceback.format_exc())
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU had no memory left; asked without loading torch."""
+    return any(kind.__name__ == "OutOfMemoryError" for kind in type(error).__mro__)
 
 
 def tell(observe: Observe, task: str, value: Any) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from gradscope.errors import ModelError, nearest
-
-Scheme = Literal["default", "kaiming", "xavier", "orthogonal"]
+from gradscope.models.config import InitConfig
 
 _SCHEMES: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
     ("kaiming", "uniform"): nn.init.kaiming_uniform_,
@@ -21,48 +19,6 @@ _SCHEMES: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
     ("xavier", "normal"): nn.init.xavier_normal_,
     ("orthogonal", "uniform"): nn.init.orthogonal_,  # has one distribution, the uniform one
 }
-
-NAMES = ("default", "kaiming", "kaiming_normal", "orthogonal", "xavier", "xavier_normal")
-"""The short names that a grid can write instead of the whole setting."""
-
-
-class InitConfig(BaseModel):
-    """How the weights are drawn before training; biases stay as the layers drew them.
-
-    A plain name stands for the whole: ``kaiming`` for the uniform distribution on ``Conv2d``, as
-    the reference study does it, ``kaiming_normal`` for the normal one.
-
-    Example:
-        >>> InitConfig.model_validate("xavier_normal")
-        InitConfig(scheme='xavier', distribution='normal', layers=('Conv2d',))
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
-
-    scheme: Scheme = "default"
-    """``default`` leaves what the layers drew; ``kaiming``: Var w = 2 / fan_in (1502.01852);
-    ``xavier``: Var w = 2 / (fan_in + fan_out) (Glorot & Bengio 2010); ``orthogonal``: 1312.6120."""
-    distribution: Literal["uniform", "normal"] = "uniform"
-    layers: tuple[str, ...] = ("Conv2d",)
-    """Class names of the layers whose ``weight`` is drawn anew; a base class covers its heirs."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_name(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        if value.removesuffix("_uniform") not in NAMES:
-            raise ValueError(f"unknown initialisation '{value}'; {nearest(value, NAMES)}")
-        scheme, _, distribution = value.partition("_")
-        return {"scheme": scheme, "distribution": distribution or "uniform"}
-
-    @model_validator(mode="after")
-    def _exists(self) -> InitConfig:
-        if self.scheme != "default" and (self.scheme, self.distribution) not in _SCHEMES:
-            raise ValueError(
-                f"{self.scheme} has no {self.distribution} distribution; leave distribution out"
-            )
-        return self
 
 
 def initialise(model: nn.Module, init: InitConfig) -> None:

@@ -1,4 +1,4 @@
-"""The registry that grids name models from."""
+"""What factories of models take, and the models that they build."""
 
 from __future__ import annotations
 
@@ -6,51 +6,14 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from gradscope.errors import GradscopeError, ModelError, nearest
-from gradscope.factory import load_factory
-from gradscope.models.hw5net import HW5Net, Net3
-from gradscope.models.init import InitConfig, initialise, seeded
-
-BUILT_IN: dict[str, Callable[..., nn.Module]] = {"hw5net": HW5Net, "net3": Net3}
-"""Name in a grid -> factory; everything else is named ``package.module:factory``."""
+from gradscope.models.config import ModelConfig, resolve
+from gradscope.models.init import initialise, seeded
 
 CLASS_COUNT_NAMES = ("n_classes", "num_classes")
 """Names under which factories take the number of classes, in order of preference."""
-
-
-class ModelConfig(BaseModel):
-    """Which network, with which arguments and initialisation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
-
-    name: str
-    """A built-in (``hw5net``), ``torchvision.models:resnet18``, or ``package.module:factory``."""
-    args: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the factory."""
-    init: InitConfig = InitConfig()
-    """A name such as ``kaiming``, or scheme, distribution and layers."""
-
-
-def resolve(name: str) -> Callable[..., nn.Module]:
-    """The factory that a grid names.
-
-    Args:
-        name: a built-in, or ``package.module:factory``.
-
-    Raises:
-        ModelError: there is no such built-in, module or factory.
-    """
-    if name in BUILT_IN:
-        return BUILT_IN[name]
-    if ":" in name:
-        return load_factory(name)
-    raise ModelError(
-        f"unknown model '{name}'; {nearest(name, BUILT_IN)}, or package.module:factory, "
-        "for example torchvision.models:resnet18"
-    )
 
 
 def valid_args(name: str) -> set[str]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from gradscope.study import labels
-from gradscope.study.effects import METRICS, Effect, Metric
+from gradscope.study.effects import METRICS, Effect, Metric, metrics_in
 from gradscope.study.outcome import NOT_LEARNING
 from gradscope.study.power import seeds_needed
 from gradscope.study.tables import Tables
@@ -89,7 +89,7 @@ def effect_sentences(found: Iterable[Effect]) -> tuple[str, ...]:
     """For each metric, what can be said of its main effects and interactions."""
     effects = list(found)
     sentences: list[str] = []
-    for metric in METRICS:
+    for metric in metrics_in(effects):
         of_metric = [e for e in effects if e.metric == metric.key]
         if not of_metric or metric.key == "slope":
             continue

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gradscope.report.claims import explained, strongest
+from gradscope.report.claims import effect_sentences, explained, strongest
 from gradscope.study import labels
 from gradscope.study.effects import Effect
+from gradscope.study.objectives import PREFIX
 from gradscope.study.outcome import NOT_LEARNING
 from gradscope.study.tables import Tables
 
@@ -28,7 +29,9 @@ def opening(tables: Tables, found: Sequence[Effect]) -> tuple[str, ...]:
     sentences = [health(tables), *extremes(tables), learning(tables)]
     sentences += [strongest(tables, found, key) for key in ("drift", "accuracy")]
     sentences += explained(tables, found)
-    if not any(e.metric == "accuracy" for e in found):
+    wanted = [e for e in found if e.metric.startswith(PREFIX)]
+    sentences += effect_sentences(wanted)
+    if not wanted and not any(e.metric == "accuracy" for e in found):
         sentences += best(tables)
     return tuple(s for s in sentences if s)
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from gradscope.study import labels
 from gradscope.study.columns import class_names
-from gradscope.study.effects import METRICS, Effect, Metric
+from gradscope.study.effects import Effect, Metric, metrics_in
 from gradscope.study.tables import Tables
 
 
@@ -41,7 +41,7 @@ def unfinished(tables: Tables) -> list[dict[str, Any]]:
 
 def effect_rows(found: Sequence[Effect]) -> list[dict[str, Any]]:
     """The rows of the table of comparisons, in the order of the effects."""
-    metrics: dict[str, Metric] = {m.key: m for m in METRICS}
+    metrics: dict[str, Metric] = {m.key: m for m in metrics_in(found)}
     rows = []
     for effect in found:
         words = f"{effect.factor}: {effect.level} vs {effect.reference}"

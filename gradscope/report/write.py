@@ -33,7 +33,14 @@ def write_report(source: Source, path: str | os.PathLike[str]) -> Path:
     Raises:
         ConfigError: there is no cell to draw, or the path is a folder.
     """
-    from gradscope.report import page
+    return write_with_opening(source, path)[0]
+
+
+def write_with_opening(
+    source: Source, path: str | os.PathLike[str]
+) -> tuple[Path, tuple[str, ...]]:
+    """As `write_report`; the sentences that the report opens with come along."""
+    from gradscope.report import page, sentences
     from gradscope.report.figures import gallery
 
     path = Path(path)
@@ -45,7 +52,7 @@ def write_report(source: Source, path: str | os.PathLike[str]) -> Path:
     files = drawn.tables.write(folder)
     beside = {name: f"{folder.name}/{file.name}" for name, file in files.items()}
     page.write(page.render(drawn, gallery.all_charts(drawn), beside), path)
-    return path
+    return path, sentences.opening(drawn.tables, drawn.effects)
 
 
 def load(paths: Sequence[Path]) -> Source:

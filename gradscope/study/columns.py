@@ -106,6 +106,16 @@ def _findings(reading: Reading) -> dict[str, Any]:
     return {name: [labels.text(f.get(name, "")) for f in findings] for name in FINDING}
 
 
+def _metrics(reading: Reading) -> dict[str, Any]:
+    """What a training function logged."""
+    logged = reading.result.history.logged
+    rows = [(name, step, value) for name, values in logged.items() for step, value in values]
+    if not rows:
+        return {}
+    names, steps, values = zip(*rows, strict=True)
+    return {"metric": names, "step": steps, "value": values}
+
+
 def _measured(name: str, reading: Reading) -> dict[str, Any]:
     return reading.measured.get(name, {})
 
@@ -119,6 +129,7 @@ TABLES: dict[str, Callable[[Reading], dict[str, Any]]] = {
     "epochs": _epochs,
     "confusion": _confusion,
     "findings": _findings,
+    "metrics": _metrics,
     **{
         name: partial(_measured, name)
         for name in ("layers", "outputs", "course", "histogram", "logged")

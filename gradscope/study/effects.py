@@ -28,6 +28,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
+from gradscope.study.objectives import PREFIX, is_compared_by_decades
 from gradscope.study.tables import Factor, Tables
 
 CONFIDENCE = 0.95
@@ -121,7 +122,7 @@ def effects(tables: Tables) -> tuple[Effect, ...]:
     """
     found: list[Effect] = []
     rows = tables.cell_rows
-    for metric in METRICS:
+    for metric in metrics_of(tables):
         outcomes = _outcomes(tables, rows, metric)
         labels = {variant.levels: variant.label for variant in tables.variants}
         of_metric = [*_main(tables.factors, outcomes), *_interactions(tables.factors, outcomes)]
@@ -130,6 +131,43 @@ def effects(tables: Tables) -> tuple[Effect, ...]:
         ]
         found += _corrected(named)
     return tuple(found)
+
+
+def metrics_of(tables: Tables) -> tuple[Metric, ...]:
+    """What a study is compared on: the gradients, and its objectives, or loss and accuracy."""
+    wanted = tables.study.objectives
+    if not wanted:
+        return METRICS
+    rows = tables.cell_rows
+    found = [m for m in METRICS if m.key in ("drift", "slope")]
+    for name, good in wanted.items():
+        column = PREFIX + name
+        decades = is_compared_by_decades(column, good, rows)
+        found.append(_objective(column, decades=decades, good=1 if good == "max" else -1))
+    return tuple(found)
+
+
+def metrics_in(found: Iterable[Effect]) -> tuple[Metric, ...]:
+    """The metrics of some effects, in the order in which they come."""
+    known = {m.key: m for m in METRICS}
+    keys = dict.fromkeys(effect.metric for effect in found)
+    return tuple(known.get(key) or _objective(key, decades=key.endswith(_LOG)) for key in keys)
+
+
+_LOG = ", log10"
+
+
+def _objective(column: str, *, decades: bool, good: int = 0) -> Metric:
+    column = column.removesuffix(_LOG)
+    title = column.removeprefix(PREFIX)
+
+    def of(row: Mapping[str, Any]) -> float:
+        value = float(row.get(column, math.nan))
+        return math.log10(value) if decades and value > 0 else value
+
+    if decades:
+        return Metric(column + _LOG, title + _LOG, "decades", of, good)
+    return Metric(column, title, "", of, good)
 
 
 def to_frame(found: Iterable[Effect]) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gradscope.errors import ConfigError
-from gradscope.models.registry import resolve
+from gradscope.models.config import resolve
 from gradscope.study import labels
 from gradscope.study.results import CellResult, Study
 from gradscope.trace.table import Trace

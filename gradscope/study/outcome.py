@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.study import labels
+from gradscope.study import labels, objectives
 from gradscope.study.reading import Reading, first_bad_step
 from gradscope.study.results import CellResult, Epoch
 
@@ -64,6 +64,7 @@ def outcome(reading: Reading) -> dict[str, Any]:
         "images_per_s": result.images_per_s or math.nan,
         "duration_s": result.duration_s or math.nan,
         "error": result.error or reading.trace_error,
+        **objectives.outcomes(result),
     }
 
 

@@ -14,7 +14,8 @@ import numpy as np
 from gradscope.diagnosis.diagnose import diagnose
 from gradscope.diagnosis.flow import GradientFlow, gradient_flow, weight_profile
 from gradscope.engines.local import Local
-from gradscope.engines.task import Event, cores
+from gradscope.engines.placement import cores
+from gradscope.engines.task import Event
 from gradscope.study.measures import Columns, Floats, Kept, evenly, measures
 from gradscope.study.results import CellResult, History
 from gradscope.trace.table import RecordedTensor, Trace

@@ -21,6 +21,9 @@ from gradscope.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 
+IDS = json.loads(Path(__file__).with_name("cell_ids.json").read_text())
+"""Grid -> ids of its cells, as they were computed by the version that trained the stored ones."""
+
 BASE = {"name": "t", "model": {"name": "net3"}, "data": {"source": "demo"}}
 
 
@@ -215,6 +218,37 @@ def test_ids_are_the_same_in_another_process():
     assert found.stdout.strip() == str([c.id for c in Grid.load(path).cells()])
 
 
+@pytest.mark.parametrize("name", sorted(IDS))
+def test_ids_are_those_of_stored_studies(name):
+    """Hours of results lie under these ids: what is added to the settings must not change them."""
+    grid, _, root = name.partition(" --data ")
+    overrides = ["data.source=coco", f"data.root={root}"] if root else []
+    cells = Grid.load(ROOT / "ablations" / f"{grid}.yaml", overrides).cells()
+    assert [cell.id for cell in cells] == IDS[name]
+
+
+def test_a_function_of_ones_own_needs_neither_model_nor_data(write, tmp_path, monkeypatch):
+    """Axes reach its arguments; its settings, and nothing of the built-in loop, make the id."""
+    (tmp_path / "own_function.py").write_text("def train(run): pass")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    train = {"function": "own_function:train", "args": {"width": 4, "lr": 0.1, "deep": {"a": 1}}}
+    grid = write(
+        {
+            "name": "t",
+            "train": train,
+            "matrix": {"width": [4, 8], "args.lr": [0.1, 0.2], "train.args.deep.a": [1]},
+        }
+    )
+    assert [list(cell.factors.values()) for cell in grid.cells()] == [
+        [4, 0.1, 1], [4, 0.2, 1], [8, 0.1, 1], [8, 0.2, 1],
+    ]  # fmt: skip
+    assert [c.config.train.args["width"] for c in grid.cells()] == [4, 4, 8, 8]
+    assert [c.config.train.args["lr"] for c in grid.cells()] == [0.1, 0.2, 0.1, 0.2]
+    stored = grid.cells()[0].config.model_dump(mode="json")
+    assert set(stored) == {"train", "record", "seed"}
+    assert set(stored["train"]) == {"function", "args"}
+
+
 def test_the_source_is_json(write):
     """What was written can be stored beside the results."""
     source = write(BASE | {"matrix": {"lr": [0.1]}}).source
@@ -331,6 +365,26 @@ WRONG = {
         r"grid.yaml: holds more than 100000 settings",
     ),
     "digits": (HEAD + f"seeds:\n  - {'9' * 5000}\n", r"grid.yaml:4: .*limit \(4300 digits\)"),
+    "neither model nor function": ("name: t\ntrain: {lr: 1}\n", r"'model' is missing; add it"),
+    "function of no module": (
+        "name: t\ntrain:\n  function: nowhere.at:all\n",
+        r"grid.yaml:3: .*no module 'nowhere'",
+    ),
+    "function of another form": ("name: t\ntrain: {function: train}\n", r"grid.yaml:2: .*pattern"),
+    "setting beside a function": (
+        "name: t\ntrain: {function: 'math:sqrt', lr: 1}\n",
+        r"grid.yaml:2: train: lr is a setting of the built-in loop; .*train.args",
+    ),
+    "args without a function": (HEAD + "train: {args: {a: 1}}\n", r"name it: train.function"),
+    "axis of no argument": (
+        "name: t\ntrain: {function: 'math:sqrt', args: {lr: 1}}\nmatrix: {args.lrr: [1]}\n",
+        r"grid.yaml:3: unknown axis 'args.lrr'; .*did you mean 'train.args.lr'",
+    ),
+    "objective of nothing": (
+        HEAD + "objectives: {perplexity: min}\n",
+        r"grid.yaml:3: .*logs no 'perplexity'; .*valid: .*val_loss",
+    ),
+    "objective without direction": (HEAD + "objectives: {val_loss: low}\n", r"'min' or 'max'"),
     "factory": ("name: t\nmodel: {name: 'nowhere.at:all'}\n", r"grid.yaml:2: .*nowhere"),
 }
 

@@ -1,11 +1,13 @@
 """run_grid and its command: what is run, what is kept, and what is told."""
 
 import dataclasses
+import html
 import importlib.util
 import io
 import itertools
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,9 +22,9 @@ from hypothesis import strategies as st
 from gradscope import data
 from gradscope.ablation import run_grid
 from gradscope.ablation.estimate import from_results, likeness, longest_first, makespan_s
-from gradscope.ablation.run import Plan
+from gradscope.ablation.plan import Plan
 from gradscope.ablation.store import Store
-from gradscope.ablation.trainer import Progress
+from gradscope.ablation.training import Progress
 from gradscope.cli import run_view
 from gradscope.cli.app import app
 from gradscope.engines.local import Local
@@ -331,11 +333,14 @@ def test_the_dry_run_trains_and_stores_nothing(tiny):
 
 
 def test_the_command_runs_the_grid_and_writes_the_report(tiny):
-    """Table and path on standard output; failed and diverged cells are no reason to fail."""
+    """Table, opening, count and path on standard output; exit code 1 for the cells that failed."""
     tiny.grid(matrix={"lr": [1e-2, 1e30], "trouble": ["", "raise"]})
     done = invoke(tiny.path, "--jobs", 2, "--set", "train.epochs=1", "--out", "pages")
-    assert done.exit_code == 0, done.output
-    assert done.stdout.splitlines()[-1] == "pages/tiny.html"
+    assert done.exit_code == 1, done.output
+    assert done.stdout.splitlines()[-2:] == [
+        "2 of 4 cells, none twice; 2 failed",
+        "pages/tiny.html",
+    ]
     assert (tiny.folder / "pages" / "tiny.html").stat().st_size > 10_000
     study = Store.load("runs/tiny")
     assert [r.status for r in study.results] == ["done", "failed", "diverged", "failed"]
@@ -349,7 +354,102 @@ def test_the_command_runs_the_grid_and_writes_the_report(tiny):
     assert (tiny.folder / "runs" / "tiny" / failed / "traceback.txt").is_file()
 
 
-def test_ctrl_c_keeps_what_is_finished(tiny):
+def test_the_command_ends_with_the_opening_of_the_report(tiny):
+    """The sentences are those of the page; nothing failed: exit code 0."""
+    tiny.grid(matrix={"lr": [1e-2, 1e-3]})
+    done = invoke(tiny.path, "--jobs", 1)
+    assert done.exit_code == 0, done.output
+    page = (tiny.folder / "reports" / "tiny.html").read_text()
+    told = done.stdout.splitlines()
+    assert told[-2:] == ["2 of 2 cells, none twice", "reports/tiny.html"]
+    last_of_table = max(
+        i for i, line in enumerate(told) if line.startswith("\N{BOX DRAWINGS LIGHT UP AND RIGHT}")
+    )
+    opening = told[last_of_table + 1 : -2]
+    assert opening
+    assert "healthy" in opening[0]
+    for sentence in opening:
+        assert html.escape(sentence, quote=False) in page or sentence in page
+
+
+def test_a_failing_factory_is_shown_by_the_dry_run_and_the_others_are_timed(tiny):
+    """The reason stands in its row, the others have a time; exit code 1; nothing is stored."""
+    tiny.grid(matrix={"trouble": ["raise", ""], "lr": [1e-2, 1e-3]})
+    done = invoke(tiny.path, "--dry-run")
+    assert done.exit_code == 1, done.output
+    rows = [line for line in done.stdout.splitlines() if "-s0-" in line]
+    assert [("fails:" in row, "pending" in row) for row in rows] == [
+        (True, True), (True, True), (False, True), (False, True),
+    ]  # fmt: skip
+    assert "no such luck" in done.stdout
+    assert "4 of the cells to train: about" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("; 2 fail")
+    assert not (tiny.folder / "runs").exists()
+
+
+def test_report_names_cells_that_failed_or_are_damaged(tiny):
+    """On standard error, one line each; the page is written all the same."""
+    grid = tiny.grid(matrix={"trouble": ["raise", "", "exit"]})
+    run(grid, folder="runs/tiny")
+    failed, done, _ = (cell.id for cell in grid.cells())
+    (tiny.folder / "runs" / "tiny" / done / "result.json").write_text("{")
+    ended = typer.testing.CliRunner().invoke(app, ["report", "runs/tiny", "-o", "flow.html"])
+    assert ended.exit_code == 0, ended.output
+    assert ended.stdout.splitlines() == ["flow.html"]
+    told = ended.stderr.splitlines()
+    assert [line.split(" failed: ")[0] for line in told] == [cell.id for cell in grid.cells()]
+    assert told[0].endswith(f"traceback in runs/tiny/{failed}/traceback.txt")
+    assert "its files are damaged" in told[1]
+
+
+FULL = """
+import errno, os, resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+from gradscope.cli import main
+sys.argv = ["gradscope", "run-grid", "tiny.yaml", "--jobs", "1"]
+main()
+"""
+
+
+def run_with_little_room(tiny, limit):
+    """The command in a process that can write no file longer than the limit."""
+    return subprocess.run(
+        [sys.executable, "-c", FULL.format(limit=limit)],
+        cwd=tiny.folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of POSIX stand for a full disk")
+@pytest.mark.parametrize(
+    "limit",
+    [
+        20_000,  # results and traces fit, the page does not
+        2_000,  # the trace of a cell does not
+        pytest.param(500, marks=pytest.mark.slow),  # the description of the grid does not
+        pytest.param(100, marks=pytest.mark.slow),  # the images do not
+        pytest.param(0, marks=pytest.mark.slow),  # nothing does
+    ],
+)
+def test_a_full_disk_is_one_line_wherever_it_happens(tiny, limit):
+    """Exit code 2 and one line that says so; with room again the same command goes on."""
+    tiny.grid(matrix={"width": [2]})
+    ended = run_with_little_room(tiny, limit)
+    assert ended.returncode == 2, ended.stderr
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "Traceback" not in ended.stderr
+    assert re.search("room|space", errors[0]), errors
+    assert not list((tiny.folder / "runs").glob("tiny/.tmp-*"))
+    if (tiny.folder / "runs" / "tiny" / "grid.json").exists():
+        statuses = {r.status for r in Store.load("runs/tiny").results}
+        assert statuses <= {"done", "pending"}, "the disk's fault was taken for the cell's"
+    if limit >= 2_000:
+        assert invoke(tiny.path, "--jobs", 1).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interruption_keeps_what_is_finished(tiny, name):
     """Exit code 130, one line on how to go on, no process left; the same command goes on."""
     tiny.grid(matrix={"pause": [0.0, 60.0]})
     command = [sys.executable, "-c", "from gradscope.cli import main; main()", "run-grid",
@@ -370,7 +470,7 @@ def test_ctrl_c_keeps_what_is_finished(tiny):
             assert read[-1], read
         children = psutil.Process(process.pid).children(recursive=True)
         time.sleep(0.2)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, signal.Signals[name])
         out, err = process.communicate(timeout=WAIT_S)
     assert process.returncode == 130
     assert out == ""

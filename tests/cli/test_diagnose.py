@@ -1,11 +1,16 @@
 """``gradscope diagnose``: what it prints where, and its exit codes."""
 
+import dataclasses
 import json
+import shutil
 
 import pytest
 import zoo
 
+from gradscope.ablation.store import Store
+from gradscope.ablation.work import failed
 from gradscope.cli.app import main
+from gradscope.trace.table import Trace
 
 
 @pytest.fixture
@@ -63,3 +68,56 @@ def test_bad_file_is_one_line_and_exit_2(run, tmp_path):
         assert err.count("\n") == 1
         assert err.startswith("error: ")
         assert path.name in err
+
+
+@pytest.fixture
+def study(tmp_path, traces, tiny):
+    """A folder of four cells: healthy, sick, failed and not run; their ids in that order."""
+    grid = tiny.grid()
+    store = Store(tmp_path / "runs")
+    store.prepare(grid)
+    ids = [cell.id for cell in grid.cells()]
+    for cell, name in zip(grid.cells(), ["kaiming_mlp", "deep_sigmoid", None], strict=False):
+        result = failed(cell, "no such luck")
+        if name:
+            result = dataclasses.replace(result, status="done", error="")
+        store.save(result, Trace.load(traces[name]) if name else None)
+    return store.root, ids
+
+
+def test_every_cell_of_a_study_is_judged(run, study):
+    """A table with verdicts; cells that failed are named on stderr; one is sick: exit code 1."""
+    root, (well, sick, broken, waiting) = study
+    code, out, err = run(root)
+    rows = {cell: line for line in out.splitlines() for cell in study[1] if cell in line}
+    assert code == 1
+    assert "healthy" in rows[well]
+    assert "vanishing" in rows[sick]
+    assert "failed" in rows[broken]
+    assert "pending" in rows[waiting]
+    assert err.splitlines() == [f"{broken} failed: no such luck"]
+
+
+def test_the_judgement_of_a_study_as_json(run, study):
+    """A list, one entry per cell, with the whole diagnosis where there is a trace."""
+    root, ids = study
+    code, out, _ = run(root, "--json")
+    told = json.loads(out)
+    assert code == 1
+    assert [each["cell"] for each in told] == ids
+    assert [each["status"] for each in told] == ["done", "done", "failed", "pending"]
+    verdicts = [each["diagnosis"] and each["diagnosis"]["verdict"] for each in told]
+    assert verdicts == ["healthy", "vanishing", None, None]
+    assert told[2]["error"] == "no such luck"
+
+
+def test_a_study_that_is_well_exits_with_0(run, study, tiny):
+    """Cells that were not run yet are no reason; with none run there is nothing to judge."""
+    root, (_, sick, broken, _) = study
+    for cell in (sick, broken):
+        shutil.rmtree(root / cell)
+    assert run(root)[0] == 0
+    shutil.rmtree(root / study[1][0])
+    code, out, err = run(root)
+    assert (code, out) == (2, "")
+    assert "no cell has been run yet" in err

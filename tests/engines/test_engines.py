@@ -11,9 +11,11 @@ import time
 import psutil
 import pytest
 
+from gradscope.engines import placement
 from gradscope.engines.local import Local
+from gradscope.engines.placement import Resources, cores
 from gradscope.engines.ray import Ray
-from gradscope.engines.task import Event, InProcess, cores
+from gradscope.engines.task import Event, InProcess
 from gradscope.errors import ConfigError
 
 WAIT_S = 60.0
@@ -143,6 +145,42 @@ def test_the_share_of_the_cores():
     """Never less than one thread, and the same however many tasks are left."""
     assert Local(1).threads == cores()
     assert Local(10**6).threads == 1
+
+
+def test_each_process_sees_its_own_gpus(work, monkeypatch):
+    """Two of three GPUs' worth of processes: each GPU is seen by one at a time, none by two."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-abc")
+    engine = Local(8, Resources(cpus=1, gpus=1))
+    places = engine.places
+    monkeypatch.setattr(placement, "cores", lambda: 8)
+    assert Local(8, Resources(cpus=1, gpus=1)).places == (("4",), ("5",), ("GPU-abc",))
+    assert places == (("4",), ("5",), ("GPU-abc",))[: cores()]
+    events = run(engine, [work.Job(f"g{i}", "gpu", 0.3) for i in range(6)], work)
+    seen = {e.task: e.value for e in events if e.kind == "progress"}
+    assert set(seen.values()) == {"4", "5", "GPU-abc"}
+    busy = set()
+    for event in events:
+        if event.kind == "progress":
+            assert event.value not in busy, "two processes on one GPU"
+            busy.add(event.value)
+        elif event.kind == "finished":
+            busy.discard(seen[event.task])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,5,GPU-abc"
+
+
+def test_what_was_crowded_is_tried_once_more_alone(work):
+    """Two that have no room beside each other both end well; one too large for all is lost."""
+    tasks = [work.Job("a", "crowd", 1.0), work.Job("b", "crowd", 1.0), work.Job("c", "too large")]
+    events = run(Local(2), tasks, work)
+    ended = ends(events)
+    assert {name: event.kind for name, event in ended.items()} == {
+        "a": "finished",
+        "b": "finished",
+        "c": "lost",
+    }
+    assert ended["c"].value == "OutOfMemoryError: CUDA out of memory"
+    assert [e.task for e in events if e.kind == "started"].count("c") == 2
+    assert ended["a"].value != ended["b"].value, "the second had what the first kept"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")

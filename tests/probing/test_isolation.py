@@ -1,6 +1,5 @@
 """What runs inside `preserved` leaves no trace in the model or in the random generators."""
 
-# ruff: noqa: NPY002 - the legacy generator of NumPy is the one that models share
 from __future__ import annotations
 
 import copy

@@ -122,16 +122,16 @@ def test_every_generator_starts_from_the_seed_and_comes_back():
     def build():
         model = nn.Linear(4, 3)
         with torch.no_grad():
-            model.weight += torch.from_numpy(legacy.normal(size=(3, 4)).astype("float32"))  # noqa: NPY002 - it is to be seeded
+            model.weight += torch.from_numpy(legacy.normal(size=(3, 4)).astype("float32"))
             model.bias.fill_(random.random())
         return model
 
-    states = torch.get_rng_state(), legacy.get_state()[1].tolist(), random.getstate()  # noqa: NPY002 - it is to be seeded
+    states = torch.get_rng_state(), legacy.get_state()[1].tolist(), random.getstate()
     first = measure(build, lambda: torch.randn(8, 4))
     assert torch.equal(torch.get_rng_state(), states[0])
-    assert legacy.get_state()[1].tolist() == states[1]  # noqa: NPY002 - it is to be seeded
+    assert legacy.get_state()[1].tolist() == states[1]
     assert random.getstate() == states[2]
-    torch.rand(1), legacy.rand(), random.random()  # noqa: NPY002 - it is to be seeded
+    torch.rand(1), legacy.rand(), random.random()
     assert repr(measure(build, lambda: torch.randn(8, 4))) == repr(first)
     assert len(set(first.layers["(root)"].numbers["weight"])) == 3
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from gradscope.report.chart import PALETTE, Chart, Panel
 from gradscope.report.figures.common import Drawing, margins, plain
 from gradscope.study import labels
-from gradscope.study.effects import METRICS, Effect
+from gradscope.study.effects import Effect, metrics_in
 
 
 def main_effects(drawing: Drawing) -> Chart | None:
@@ -26,7 +26,7 @@ def main_effects(drawing: Drawing) -> Chart | None:
 def interactions(drawing: Drawing) -> Chart | None:
     """Largest two-way interactions, one panel per metric."""
     chosen: list[Effect] = []
-    for metric in METRICS:
+    for metric in metrics_in(drawing.effects):
         of_metric = [e for e in drawing.effects if not e.is_main and e.metric == metric.key]
         of_metric.sort(key=lambda e: -abs(e.estimate))
         chosen += of_metric[:10]
@@ -44,7 +44,7 @@ def _effect_chart(
     drawing: Drawing, found: Sequence[Effect], key: str, title: str, caption: str
 ) -> Chart | None:
     panels = []
-    for metric in METRICS:
+    for metric in metrics_in(found):
         of_metric = [e for e in found if e.metric == metric.key]
         if of_metric:
             unit = f" ({metric.unit})" if metric.unit else ""

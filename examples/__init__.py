@@ -1,0 +1,1 @@
+"""Programs to copy; the grids in ablations/ name their training functions from here."""

@@ -1,0 +1,165 @@
+"""CellWork: what an engine does with a cell, and what becomes of those that it loses."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+from gradscope.ablation.grid import Cell
+from gradscope.ablation.origin import origin_of
+from gradscope.ablation.plan import Plan
+from gradscope.ablation.settings import StopConfig
+from gradscope.ablation.store import Store
+from gradscope.ablation.training import Progress, train_cell
+from gradscope.data import DataConfig, Splits, load
+from gradscope.engines.task import Event, out_of_memory
+from gradscope.errors import ConfigError, GradscopeError, MachineError, no_space
+from gradscope.study.results import ENDED, CellResult, History
+from gradscope.trace.table import Trace
+
+_LEAST_FREE_BYTES = 1 << 20
+"""With less, what a training function could not write is the disk's fault, whatever it raised."""
+
+
+@dataclass(frozen=True)
+class CellWork:
+    """Trains a cell and stores what came of it, in whatever process an engine runs it."""
+
+    store: Store
+    cache_dir: Path | None = None
+    objectives: Mapping[str, str] = field(default_factory=dict)
+    stop: StopConfig | None = None
+
+    def __call__(self, cell: Cell, tell: Callable[[Progress], None]) -> CellResult:
+        """Train and store; what raises is stored as ``failed``.
+
+        Returns:
+            The result without the long lists, which lie on disk.
+
+        Raises:
+            MachineError: the disk is full.
+        """
+        folder: Path | None = None
+        trace: Trace | None = None
+        try:
+            splits = _splits_of(cell, self.cache_dir)
+            if cell.config.train.function:
+                folder = self._folder(cell, splits)
+            result, trace = train_cell(
+                cell, splits, tell, objectives=self.objectives, folder=folder, stop=self.stop
+            )
+        except (Exception, SystemExit) as error:
+            self._blame_the_disk(error)
+            if out_of_memory(error):  # of a GPU that it may have shared: the engine tries again
+                raise
+            kind = "" if isinstance(error, GradscopeError) else f"{type(error).__name__}: "
+            told = " ".join(f"{kind}{error}".split())
+            result, folder = failed(cell, told, traceback.format_exc()), None
+        try:
+            self.store.save(result, trace, folder)
+        except OSError as error:
+            self._blame_the_disk(error)
+            raise
+        last = {name: values[-1:] for name, values in result.history.logged.items()}
+        return replace(result, history=History((), result.history.epochs[-1:], last))
+
+    def _folder(self, cell: Cell, splits: Splits | None) -> Path:
+        origin = origin_of(cell.config, splits.fingerprint if splits else "", loaded=True)
+        mark = hashlib.sha256(json.dumps(asdict(origin), sort_keys=True).encode()).hexdigest()
+        return self.store.work_folder(cell.id, mark[:8])
+
+    def _blame_the_disk(self, error: BaseException) -> None:
+        full = no_space(error)
+        if full is not None:
+            raise full from error
+        if shutil.disk_usage(self.store.root).free < _LEAST_FREE_BYTES:
+            raise MachineError(
+                f"{self.store.root}: no room to write (the disk is full); make room, then run the "
+                "same again"
+            ) from error
+
+
+def _splits_of(cell: Cell, cache_dir: Path | None) -> Splits | None:
+    data = cell.config.data
+    return None if data is None else _splits(data.model_dump_json(), cache_dir)
+
+
+@lru_cache(maxsize=2)
+def _splits(config: str, cache_dir: Path | None) -> Splits:
+    """Images stay mapped from cell to cell: opening them checks every byte."""
+    return load(DataConfig.model_validate_json(config), cache_dir=cache_dir)
+
+
+def failed(cell: Cell, error: str, trace: str = "") -> CellResult:
+    """The result of a cell that raised, or whose process died.
+
+    Args:
+        cell: which.
+        error: why, on one line.
+        trace: the traceback, where there is one.
+    """
+    return CellResult(
+        id=cell.id,
+        factors=dict(cell.factors),
+        seed=cell.config.seed,
+        status="failed",
+        config=cell.config.model_dump(mode="json"),
+        error=error,
+        traceback=trace,
+    )
+
+
+class Happening(Protocol):
+    """Whoever is told what happens to cells."""
+
+    def happened(self, event: Event) -> None:
+        """A cell ``started``, made ``progress`` (a `Progress`) or ``finished`` (a `CellResult`)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Supervisor:
+    """Stores in a lost cell's stead, and passes everything on."""
+
+    store: Store
+    plan: Plan
+    observe: Happening
+
+    def happened(self, event: Event) -> None:
+        """Take one event of an engine.
+
+        Raises:
+            MachineError: nothing can be stored any more.
+        """
+        if event.kind == "halted":
+            raise MachineError(str(event.value))
+        if event.kind == "lost":
+            event = Event(event.task, "finished", self._result_of_lost(event))
+        self.observe.happened(event)
+
+    def _result_of_lost(self, event: Event) -> CellResult:
+        cell = next(cell for cell in self.plan.todo if cell.id == event.task)
+        stored = self.store.read(cell)
+        before = self.plan.stale.get(cell.id)
+        is_new = before is None or stored.origin != before.origin
+        if stored.status in ENDED and is_new:  # its process died after it had stored it
+            return stored
+        result = failed(cell, str(event.value), event.traceback)
+        try:
+            self.store.save(result, None)
+        except OSError as error:
+            full = no_space(error)
+            if full is not None:
+                raise full from error
+            raise ConfigError(
+                f"{self.store.root}: cannot be written ({error.strerror or error}); mend that, "
+                "then run the same again"
+            ) from error
+        return result

@@ -1,0 +1,198 @@
+"""What a cell was trained with: changed code and data train again, nothing else does."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import shutil
+import sys
+
+import pytest
+
+from gradscope.ablation import run_grid
+from gradscope.ablation.origin import changes, code_of, origin_of
+from gradscope.ablation.plan import make_plan
+from gradscope.ablation.store import Store
+from gradscope.engines.task import InProcess
+from gradscope.study.results import Origin
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with a small project; write(name, text) makes a file of it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+
+    def write(name, text):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    write("own_top.py", "import json, torch\nfrom own_kit import blocks\nx = 1  # one\n")
+    write("own_kit/__init__.py", "")
+    write("own_kit/blocks.py", "from . import parts\ndef f():\n    from own_late import g\n")
+    write("own_kit/parts.py", "import numpy\nfrom .. import beyond\n")
+    write("own_kit/unused.py", "")
+    write("own_late.py", "import own_top\ng = 2\n")
+    return write
+
+
+def test_the_code_is_what_the_project_imports(project):
+    """Packages, relative and late imports, circles; neither torch, nor what nobody imports."""
+    files = code_of("own_top")
+    assert set(files) == {
+        "own_top.py",
+        "own_kit/__init__.py",
+        "own_kit/blocks.py",
+        "own_kit/parts.py",
+        "own_late.py",
+    }
+    assert not [name for name in sys.modules if name.startswith("own_")], "it was imported"
+    assert code_of("torch") == code_of("json") == code_of("gradscope.models.hw5net") == {}
+    assert code_of("nowhere.at") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("import json, torch\nfrom own_kit import blocks\nx = 1  # another\n", True),
+        ("# first\n\nimport json, torch\nfrom own_kit import blocks\n\n\nx = 1\n", True),
+        ("import json, torch\nfrom own_kit import blocks\nx = 2  # one\n", False),
+        ("import json, torch\nfrom own_kit import blocks\nx = '# one'\n", False),
+        ("import json, torch\nfrom own_kit import blocks\nif 1:\n    x = 1\n", False),
+    ],
+)
+def test_comments_and_blank_lines_are_no_code(project, text, same):
+    """Values, indentation and text in quotation marks are."""
+    before = code_of("own_top")
+    project("own_top.py", text)
+    after = code_of("own_top")
+    assert {n for n in before if before[n] != after[n]} == (set() if same else {"own_top.py"})
+
+
+def test_text_with_blank_lines_is_code(project):
+    """A blank line inside a string changes the string."""
+    project("own_late.py", 'g = """a\n\nb"""\n')
+    before = code_of("own_late")
+    project("own_late.py", 'g = """a\nb"""\n')
+    assert code_of("own_late") != before
+
+
+def test_what_changed_is_named():
+    """Files that are new, gone or different, the trainer, the data; cells by what changed."""
+    old = Origin({"a.py": "1", "b.py": "1"}, 1, "d")
+    new = Origin({"b.py": "2", "c.py": "1"}, 2, "e")
+    assert old.changed(new) == ("a.py", "b.py", "c.py", "gradscope's trainer", "the data")
+    assert old.changed(old) == ()
+    known = [("x", old, new), ("y", None, new), ("z", old, old)]
+    assert changes(known) == {old.changed(new): ["x"]}
+
+
+def test_files_that_arguments_name_count(tiny):
+    """A text that a model or function is given by its path."""
+    (tiny.folder / "text.txt").write_text("one")
+    args = {"width": 2, "texts": ["text.txt", "absent.txt"]}
+    config = tiny.grid(matrix={"lr": [1e-2]}).cells()[0].config
+    config = config.model_copy(update={"model": config.model.model_copy(update={"args": args})})
+    before = origin_of(config)
+    assert set(before.files) == {"tiny_nets.py", "text.txt"}
+    (tiny.folder / "text.txt").write_text("two")
+    assert before.changed(origin_of(config)) == ("text.txt",)
+
+
+class Notes:
+    """Keeps the plan, and which cells are begun."""
+
+    def __init__(self):
+        self.plan, self.begun = None, []
+
+    def preparing(self, *_):
+        """Nothing."""
+
+    def planned(self, plan):
+        """Keep it."""
+        self.plan = plan
+
+    def happened(self, event):
+        """Keep the start."""
+        if event.kind == "started":
+            self.begun.append(event.task)
+
+
+def run(grid, **settings):
+    """Run in this process, with the module as it lies on disk; study and notes."""
+    sys.modules.pop("tiny_nets", None)
+    importlib.invalidate_caches()
+    notes = Notes()
+    return run_grid(grid, "runs", engine=InProcess(), observe=notes, **settings), notes
+
+
+def edit(tiny, old, new):
+    """Change the code of the network."""
+    path = tiny.folder / "tiny_nets.py"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    shutil.rmtree(tiny.folder / "__pycache__", ignore_errors=True)  # of the same second and size
+
+
+def test_changed_code_is_trained_again_unless_trusted(tiny):
+    """ReLU to Tanh gives new losses, one line with the file; --trust keeps the old ones."""
+    first, _ = run(tiny.grid())
+    assert run(tiny.grid())[1].begun == []
+    edit(tiny, "nn.ReLU()", "nn.Tanh()")
+    trusted, notes = run(tiny.grid(), trust=True)
+    assert notes.begun == []
+    assert notes.plan.notes == (
+        "tiny_nets.py changed since 4 cells were trained: kept, as --trust says",
+    )
+    losses = [r.history.step_loss for r in first.results]
+    assert [r.history.step_loss for r in trusted.results] == losses
+    again, notes = run(tiny.grid())
+    assert len(notes.begun) == 4
+    assert notes.plan.notes == (
+        "tiny_nets.py changed since 4 cells were trained: trained again; --trust keeps them",
+    )
+    assert all(a.history.step_loss != b for a, b in zip(again.results, losses, strict=True))
+    assert run(tiny.grid())[1].begun == []
+
+
+def test_changed_data_are_trained_on_again(tiny):
+    """Other images from the same factory, with the same arguments."""
+    run(tiny.grid(matrix={"width": [2]}))
+    edit(tiny, "manual_seed(1)", "manual_seed(2)")
+    plan = run(tiny.grid(matrix={"width": [2]}))[1].plan
+    assert plan.notes[0].startswith("tiny_nets.py and the data changed since 1 cell was trained")
+
+
+def test_results_without_a_digest_are_kept(tiny):
+    """As older versions stored them: not trained again, and one line says so."""
+    study, _ = run(tiny.grid())
+    for result in study.results[:3]:
+        path = tiny.folder / "runs" / result.id / "result.json"
+        stored = json.loads(path.read_text())
+        for key in ("origin", "notes", "is_traced"):
+            del stored[key]
+        del stored["history"]["logged"]
+        path.write_text(json.dumps(stored))
+    edit(tiny, "nn.ReLU()", "nn.Tanh()")
+    _, notes = run(tiny.grid())
+    assert notes.begun == [study.results[3].id]
+    assert sorted(notes.plan.notes) == [
+        "3 cells were stored by an older gradscope, without a digest of the code: kept",
+        "tiny_nets.py changed since 1 cell was trained: trained again; --trust keeps them",
+    ]
+
+
+def test_another_trainer_trains_again(tiny):
+    """A version of the built-in loop that gives other numbers makes its results stale."""
+    grid = tiny.grid(matrix={"width": [2]})
+    study, _ = run(grid)
+    store = Store(tiny.folder / "runs")
+    result = study.results[0]
+    older = dataclasses.replace(result.origin, trainer=result.origin.trainer - 1)
+    store.save(dataclasses.replace(result, origin=older), result.trace())
+    plan = make_plan(grid, store)
+    assert [cell.id for cell in plan.todo] == [result.id]
+    assert plan.notes[0].startswith("gradscope's trainer changed since 1 cell was trained")
