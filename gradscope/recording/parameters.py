@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gradscope.recording import reductions
@@ -37,7 +38,9 @@ class ParameterReader:
             self._names.append(name)
             self._parameters.append(parameter)
             self._columns.append(
-                self._new_column(name, parameter) if parameter.requires_grad else 0
+                self._new_column(name, parameter)
+                if parameter.requires_grad and not is_lazy(parameter)
+                else 0
             )
         self.begin()
 
