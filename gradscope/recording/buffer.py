@@ -75,14 +75,16 @@ class Area:
         """Columns that there is room for."""
         self.numel = numel
         """`StatisticsBuffer.numel`, for those who write to both."""
-        self.ring = torch.empty((RING, 0, len(RAW)), device=device)
+        self.ring = torch.empty((RING, 0, len(RAW)), dtype=torch.float32, device=device)
         self._rows = self.ring.unbind()
         self.turn(0)
 
     def grow(self, capacity: int) -> None:
         """Make room for more columns; what was written stays."""
-        ring = torch.full((RING, capacity, len(RAW)), torch.nan, device=self.ring.device)
-        ring[:, : self.capacity] = self.ring
+        shape, device = (RING, capacity, len(RAW)), self.ring.device
+        with torch.inference_mode(mode=False):  # else nobody could write to it outside of it
+            ring = torch.full(shape, torch.nan, dtype=torch.float32, device=device)
+            ring[:, : self.capacity] = self.ring
         self.ring, self.capacity = ring, capacity
         self._rows = ring.unbind()
         self.turn(self._row)
@@ -174,7 +176,8 @@ class StatisticsBuffer:
     def put_histogram(self, column: int, counts: Tensor) -> None:
         """Keep the histogram of one tensor in the current step."""
         if self._histogram is None or self._histogram.shape[0] <= column:
-            grown = torch.zeros((len(self.columns) + 1, BINS), device=counts.device)
+            shape = (len(self.columns) + 1, BINS)
+            grown = torch.zeros(shape, dtype=torch.float32, device=counts.device)
             if self._histogram is not None:
                 grown[: self._histogram.shape[0]] = self._histogram
             self._histogram = grown
@@ -215,7 +218,7 @@ class StatisticsBuffer:
         for device, area in self._areas.items():
             full = area.ring[: len(self._waiting), : len(self.columns) + 1]
             if device.type == "cuda":
-                host = torch.empty(full.shape, pin_memory=True)
+                host = torch.empty(full.shape, dtype=full.dtype, device="cpu", pin_memory=True)
                 host.copy_(full, non_blocking=True)
                 done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's stub
                 done.record(torch.cuda.current_stream(device))
@@ -301,11 +304,16 @@ def _merged(blocks: list[Tensor], n_rows: int) -> Tensor:
     if len(blocks) == 1:
         return blocks[0]
     width = max((block.shape[1] for block in blocks), default=1)
-    merged = torch.full((n_rows, width, len(RAW)), torch.nan)
+    merged = _on_host((n_rows, width, len(RAW)), torch.nan)
     for block in blocks:
         mine = merged[:, : block.shape[1]]
         mine.copy_(torch.where(block.isnan(), mine, block))
     return merged
+
+
+def _on_host(shape: tuple[int, ...], value: float) -> Tensor:
+    """Room for numbers of the table, whatever the defaults of the process."""
+    return torch.full(shape, value, dtype=torch.float32, device="cpu")
 
 
 def _nonfinite(raw: Tensor) -> list[bool]:
@@ -328,11 +336,11 @@ def finish(rows: list[Row], columns: list[RecordedTensor]) -> tuple[Tensor, Tens
         (rows, tensors).
     """
     width = len(columns) + 1
-    raw = torch.full((len(rows), width, len(RAW)), torch.nan)
-    numel = torch.ones((len(rows), width))
-    scale = torch.ones((len(rows), width))
-    present = torch.zeros((len(rows), width), dtype=torch.bool)
-    sizes_of = {id(row.numel): torch.tensor(row.numel) for row in rows}
+    raw = _on_host((len(rows), width, len(RAW)), torch.nan)
+    numel = _on_host((len(rows), width), 1.0)
+    scale = _on_host((len(rows), width), 1.0)
+    present = torch.zeros((len(rows), width), dtype=torch.bool, device="cpu")
+    sizes_of = {id(row.numel): torch.tensor(row.numel, device="cpu") for row in rows}
     for i, row in enumerate(rows):
         assert row.raw is not None
         known = min(row.raw.shape[0], width)
@@ -373,7 +381,8 @@ def histograms(rows: list[Row], n_columns: int) -> Tensor | None:
     """Histograms of all rows, int32 of shape (rows, tensors, bins), or None without any."""
     if not any(row.histogram is not None for row in rows):
         return None
-    counts = torch.zeros((len(rows), n_columns + 1, BINS), dtype=torch.int32)
+    shape = (len(rows), n_columns + 1, BINS)
+    counts = torch.zeros(shape, dtype=torch.int32, device="cpu")
     for i, row in enumerate(rows):
         if row.histogram is not None:
             counts[i, : row.histogram.shape[0]] = row.histogram

@@ -12,12 +12,13 @@ from __future__ import annotations
 import sys
 import weakref
 from threading import get_ident
+from types import FunctionType
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from gradscope.recording.guard import Guard, in_compiled_code, unobserved, unseen_by_dynamo
+from gradscope.recording.guard import Guard, compiler, unobserved, unseen_by_dynamo
 
 _ENTRY = "_compiled_call_impl"
 
@@ -88,25 +89,28 @@ class ModuleCalls:
 
     def elsewhere(self, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call in another thread, of another module with a copied dictionary, or compiled."""
-        caller = sys._getframe(2).f_locals.get(
-            "self"
-        )  # two up: who asked for `_compiled_call_impl`
+        asks = sys._getframe(2)  # who asked for `_compiled_call_impl`
+        caller = asks.f_locals.get("self")
         if isinstance(caller, nn.Module) and caller is not call.module:
             implementation: Any = type(caller)._call_impl
             return implementation(caller, *args, **kwargs)  # a replica of DataParallel
-        reader = self.reader()
-        if reader is None or self.guard.faulty:
-            return call.inner(*args, **kwargs)
-        if in_compiled_code():
-            self.guard.wrap("at a call from compiled code", reader.compiled)()
+        if compiler() is not None:
+            self._found_compiled()
         elif self.thread is None and torch.is_grad_enabled():
             self.thread = get_ident()
             return call(*args, **kwargs)
-        elif _in_backward() != -1:  # checkpointing computes on the thread of the backward pass
-            output = call.inner(*args, **kwargs)
-            self.guard.wrap("at a recomputed output", reader.saw)(call.module, args, output)
-            return output
-        return call.inner(*args, **kwargs)
+        output = call.inner(*args, **kwargs)
+        if compiler() is None and _in_backward() != -1:
+            call.saw(args, output)  # checkpointing computes on the thread of the backward pass
+        return output
+
+    def _found_compiled(self) -> None:
+        reader = self.reader()
+        if reader is not None and not self.guard.faulty:
+            try:
+                reader.compiled()
+            except Exception as fault:  # noqa: BLE001 - that is what the guard is for
+                self.guard.trip("at a call from compiled code", fault)
 
 
 class _Call:
@@ -122,13 +126,18 @@ class _Call:
         self._calls = calls
         self._lends = isinstance(module, nn.RNNBase)
 
+    @property  # type: ignore[misc]  # what it claims to be is not what it is
+    def __class__(self) -> type:
+        """A function, of which torch.jit knows that it need not understand it."""
+        return FunctionType
+
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
 
     def is_in_place(self) -> bool:
         """Whether torch still calls it."""
         found = self.module.__dict__.get(_ENTRY)
-        while isinstance(found, _Call) and found is not self:
+        while type(found) is _Call and found is not self:
             found = found.inner
         return found is self
 
@@ -137,12 +146,12 @@ class _Call:
         attributes = self.module.__dict__
         above = attributes.get(_ENTRY)
         if above is self:
-            if isinstance(self.inner, _Call):
+            if type(self.inner) is _Call:
                 attributes[_ENTRY] = self.inner
             else:
                 del attributes[_ENTRY]
             return
-        while isinstance(above, _Call):
+        while type(above) is _Call:
             if above.inner is self:
                 above.inner = self.inner
                 return
@@ -152,7 +161,7 @@ class _Call:
         if _is_dynamo_compiling():  # a module with hooks of its own, whose call Dynamo traces
             return self.inner(*args, **kwargs)
         calls = self._calls
-        if calls.thread != get_ident() or in_compiled_code():
+        if calls.thread != get_ident() or compiler() is not None:
             return calls.elsewhere(self, args, kwargs)
         if not calls.depth:
             self._enter()
@@ -168,7 +177,7 @@ class _Call:
             raise
         calls.depth -= 1
         if calls.open:
-            self._saw((*args, *kwargs.values()) if kwargs else args, output)
+            self.saw((*args, *kwargs.values()) if kwargs else args, output)
         elif not calls.depth:
             self._again(output)
         return output
@@ -185,7 +194,8 @@ class _Call:
             except Exception as fault:  # noqa: BLE001 - that is what the guard is for
                 calls.guard.trip("at the beginning of a forward pass", fault)
 
-    def _saw(self, args: tuple[Any, ...], output: Any) -> None:
+    def saw(self, args: tuple[Any, ...], output: Any) -> None:
+        """Tell of an output."""
         calls = self._calls
         reader = calls.reader()
         if reader is None or calls.guard.faulty:
@@ -230,11 +240,17 @@ class _Call:
 
 def is_ours(entry: Any) -> bool:
     """Whether what stands before a module's call was put there by a scope."""
-    return isinstance(entry, _Call)
+    return type(entry) is _Call
 
 
-unseen_by_dynamo(in_compiled_code, callees=True)
 unseen_by_dynamo(_Call.__call__, callees=False)
 unseen_by_dynamo(ModuleCalls.elsewhere, callees=False)
-for _own in (_Call._enter, _Call._saw, _Call._again, _Call._failed, _Call._lent):
+for _own in (
+    _Call._enter,
+    _Call.saw,
+    _Call._again,
+    _Call._failed,
+    _Call._lent,
+    ModuleCalls._found_compiled,
+):
     unseen_by_dynamo(_own, callees=True)

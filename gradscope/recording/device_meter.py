@@ -33,6 +33,8 @@ class DeviceMeter:
         """Make what takes the statistics of an output of a module."""
 
         def read(tensor: Tensor) -> None:
+            if not reductions.is_readable(tensor):
+                return
             vector = reductions.elements(tensor)
             self._buffer.numel[column] = reductions.numel(tensor)
             if vector.numel() and not norm_only:
@@ -48,6 +50,8 @@ class DeviceMeter:
         """Make what takes the gradient with respect to an output; `whole`: all statistics of it."""
 
         def read(gradient: Tensor) -> None:
+            if not reductions.is_readable(gradient):  # as within torch.func
+                return
             vector = reductions.elements(gradient)
             self._buffer.numel[column] = reductions.numel(gradient)
             self._norm(column, vector)
@@ -64,7 +68,7 @@ class DeviceMeter:
 
         def read(tensor: Tensor) -> None:
             nonlocal ever
-            if not tensor.numel():
+            if not reductions.is_readable(tensor) or not tensor.numel():
                 return
             others = [d for d in range(tensor.dim()) if d != dim]
             active = torch.linalg.vector_norm(tensor.detach(), torch.inf, others) != 0

@@ -22,6 +22,11 @@ try:
 except ImportError:  # a torch without Dynamo has no compiled code
     eval_frame = None  # type: ignore[assignment]  # mypy knows only the module
 
+compiler: Callable[[], object] = (
+    eval_frame.get_eval_frame_callback if eval_frame is not None else lambda: None
+)
+"""What compiles the functions that are called; None outside of compiled code."""
+
 _LIMIT = 200
 """Most characters of a fault's own message that are passed on."""
 
@@ -40,11 +45,6 @@ def say(line: str) -> None:
             raise
         with suppress(OSError, ValueError, AttributeError):  # nobody may listen
             sys.stderr.write(f"gradscope: {line}\n")
-
-
-def in_compiled_code() -> bool:
-    """Whether the caller runs between the parts of a function that `torch.compile` took."""
-    return eval_frame is not None and eval_frame.get_eval_frame_callback() is not None
 
 
 def unseen_by_dynamo(function: Callable[..., Any], *, callees: bool) -> None:
@@ -98,6 +98,7 @@ class Guard:
                 return None
 
         unseen_by_dynamo(guarded, callees=True)
+        guarded._torchdynamo_disable = True  # type: ignore[attr-defined]  # what it asks, if it traces
         return guarded
 
     def trip(self, where: str, fault: Exception) -> None:

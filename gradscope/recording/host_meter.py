@@ -40,6 +40,8 @@ class HostMeter:
         area, place, active = self._area(column), PLACE["dead"], bytearray()
 
         def convert(tensor: Tensor) -> None:
+            if not reductions.is_readable(tensor):
+                return
             tensor = reductions.local(tensor)
             strides = tensor.stride()
             order = sorted(range(tensor.dim()), key=lambda d: (-strides[d], d))
@@ -101,6 +103,8 @@ class HostMeter:
 
 
 def _measure_converted(area: Area, column: int, wanted: int, tensor: Tensor) -> None:
+    if not reductions.is_readable(tensor):  # as within torch.func: its cells stay empty
+        return
     kernels.compiled.measure(area, [column], [_converted(tensor)], wanted)
     area.numel[column] = reductions.numel(tensor)  # not what is stored: of a sparse one all
 
@@ -118,7 +122,7 @@ class _Sample:
     def __init__(self, vector: Tensor) -> None:
         numel = vector.numel()
         length, stride, n = reductions.runs_for(numel)
-        before = torch.empty(length * n, dtype=vector.dtype)
+        before = torch.empty(length * n, dtype=vector.dtype, device="cpu")
         self.place = (length, stride, n, numel, before)
 
 

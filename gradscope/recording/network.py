@@ -45,7 +45,7 @@ def read_structure(root: nn.Module, calls: list[Call], sinks: list[Any]) -> Stru
         Everything but `unused` and `frozen`, which the recorder knows after the backward pass.
     """
     graph = _Graph(calls, sinks)
-    modules = dict(root.named_modules())
+    modules = dict(nn.Module.named_modules(root))
     order: dict[str, int] = {}
     output: dict[str, str] = {}
     count: dict[str, int] = {}
@@ -96,7 +96,7 @@ def shared_parameters(root: nn.Module) -> dict[str, str]:
     """Further names of parameters that several modules share -> the first name."""
     first: dict[int, str] = {}
     shared = {}
-    for name, parameter in root.named_parameters(remove_duplicate=False):
+    for name, parameter in nn.Module.named_parameters(root, remove_duplicate=False):
         if first.setdefault(id(parameter), name) != name:
             shared[name] = first[id(parameter)]
     return shared

@@ -99,6 +99,8 @@ class ForwardReader:
         self.structure: Structure | None = None
         self.truncated: set[str] = set()
         """Modules called more often than `MAX_CALLS` in a step."""
+        self.cut: set[str] = set()
+        """Modules that gave more than `MAX_OUTPUTS` tensors in a call."""
         self.calls = ModuleCalls(self, guard)
         """Tells this reader of the calls; to be attached to the network's modules."""
         self._model = weakref.ref(model)
@@ -127,13 +129,20 @@ class ForwardReader:
         """Hooks of the tensors that were taken in this step."""
         self._handles: list[RemovableHandle] = []
         """Of the hooks that are not among these."""
+        self._leaves: list[Any] = []
+        """Graph nodes of leaves with such hooks."""
         self._finished = False  # a forward pass that follows a complete one is another one
         self._queued = False
         self._backward_over = False
+        self._any = False
+        """Whether any call was seen in this step."""
+        self._last: Tensor | None = None
+        """The last output of this forward pass that takes a gradient."""
 
     def begin(self) -> None:
         """Forget the last forward pass."""
-        self._finished = self._queued = self._backward_over = False
+        self._finished = self._queued = self._backward_over = self._any = False
+        self._last = None
         for known in self._modules.values():
             known.calls = known.recomputed = 0
         self._seen.clear()
@@ -148,7 +157,7 @@ class ForwardReader:
         """
         self._read_structure()
         self._variation.end()
-        return self._finished or any(known.calls for known in self._modules.values())
+        return self._any
 
     def leave(self) -> None:
         """Take the hooks from the tensors of this step, which the user may hold on to."""
@@ -158,14 +167,21 @@ class ForwardReader:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._leaves.clear()
 
     def truncated_notes(self) -> list[str]:
-        """One line for each module that ran more often than is recorded."""
-        return [
+        """One line for each module that ran more often, or gave more, than is recorded."""
+        often = [
             f"'{name or '(root)'}' ran more than {MAX_CALLS} times in a step; the rest of its "
             "calls is not recorded"
             for name in sorted(self.truncated)
         ]
+        much = [
+            f"'{name or '(root)'}' gave more than {MAX_OUTPUTS} tensors in a call; the rest of "
+            "them is not recorded"
+            for name in sorted(self.cut)
+        ]
+        return often + much
 
     def enter(self) -> bool:
         """A call from outside begins; whether it and what it calls are to be seen."""
@@ -178,6 +194,7 @@ class ForwardReader:
     def saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Take what one call of one module gave."""
         known = self._modules[id(module)]
+        self._any = True
         if _in_transform():  # tensors within vmap and its kin have no numbers of their own
             return
         if _backward_pass() != -1:
@@ -193,9 +210,13 @@ class ForwardReader:
         is_root = not self._modules[id(module)].name
         if _backward_pass() != -1 or _in_transform():
             return
-        roots = [t for t in floating_in(output) if t.requires_grad]
+        last, self._last = self._last, None
+        tensors = tensors_in(output)
+        roots = [t for t in tensors if t.requires_grad and not t.is_meta]
+        if not tensors and last is not None:  # they are in something that cannot be looked into
+            roots = [last]
         if is_root and not roots and not self._finished:
-            self.failed()  # a validation pass
+            self._forget_pass()  # of validation
         if not roots or self._finished:
             return
         self._finished = is_root
@@ -222,10 +243,14 @@ class ForwardReader:
         """Nothing of this forward pass counts."""
         if _backward_pass() != -1:  # checkpointing stops as soon as it has what it needs
             return
+        self._forget_pass()
+
+    def _forget_pass(self) -> None:
         for known in self._modules.values():
             for seen in known.outputs.values():
                 self._buffer.numel[seen.column] = UNSEEN
         self.begin()
+        self._any = True
 
     def _take(self, known: _Module, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call = known.calls
@@ -233,7 +258,10 @@ class ForwardReader:
         if call >= MAX_CALLS:
             self.truncated.add(known.name)
             return
-        for index, tensor in enumerate(floating_in(output)[:MAX_OUTPUTS]):
+        tensors = floating_in(output)
+        if len(tensors) > MAX_OUTPUTS:
+            self.cut.add(known.name)
+        for index, tensor in enumerate(tensors[:MAX_OUTPUTS]):
             if tensor.is_inference():  # made in the inference mode: no version, no gradient
                 continue
             made = self._seen.get(id(tensor))
@@ -271,6 +299,7 @@ class ForwardReader:
             for read in seen.also:
                 read(output)
             self._register(output, node, seen.read_gradient)
+            self._last = output
         elif self._key not in hooks:  # a user's; ours where a module within this one returned it
             return False
         known.calls += 1
@@ -330,6 +359,7 @@ class ForwardReader:
         for read in output.also:
             read(tensor)
         if tensor.requires_grad:
+            self._last = tensor
             self._await_gradient(tensor, output.read_gradient)
 
     def _await_gradient(self, tensor: Tensor, read: Reader) -> None:
@@ -354,6 +384,7 @@ class ForwardReader:
         else:  # a parameter, or an input of the user's
             node = torch.autograd.graph.get_gradient_edge(tensor).node
             handle = node.register_prehook(lambda gradients: read(gradients[0]))
+            self._leaves.append(node)  # else it and the hook may be gone before a graph has it
         self._handles.append(handle)
 
     def _new_output(
@@ -389,6 +420,8 @@ class ForwardReader:
         buffer = self._buffer
 
         def read(tensor: Tensor) -> None:
+            if not reductions.is_readable(tensor):
+                return
             share = buffer.cell(tensor.device, column, "saturated")
             share.copy_(reductions.saturated_share(tensor, low, high))
 
@@ -424,7 +457,7 @@ class ForwardReader:
 
     def _root_gradient(self, index: int, grad: Tensor) -> None:
         self._finished = True
-        if self._roots:
+        if self._roots and self._roots[index] is not None:
             self._sinks.append(self._roots[index])
         if not self._queued and _backward_pass() != -1:  # in compiled autograd there is none
             self._queued = True

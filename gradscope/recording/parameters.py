@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gradscope.recording import reductions
 from gradscope.recording.buffer import UNSEEN, StatisticsBuffer
@@ -183,7 +184,7 @@ class ParameterReader:
                 found[name] = before[name]
         self._names, self._parameters = list(found), list(found.values())
         self._columns = [
-            columns.get(n) or (self._new_column(n, p) if p.requires_grad else 0)
+            columns.get(n) or (self._new_column(n, p) if p.requires_grad and not is_lazy(p) else 0)
             for n, p in found.items()
         ]
         self._versions = {id(p): self._versions.get(id(p), _version(p)) for p in self._parameters}

@@ -41,6 +41,7 @@ def is_readable(tensor: Tensor) -> bool:
         tensor.is_meta
         or tensor.is_nested
         or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        or torch._C._functorch.is_legacy_batchedtensor(tensor)
         or torch._is_functional_tensor(tensor)
     )
 
@@ -142,7 +143,7 @@ def norms(tensors: list[Tensor]) -> Tensor:
         float32, shape (len(tensors),), on the tensors' device. No host synchronisation.
     """
     if any(t.dtype != torch.float32 or t.device.type == "cpu" for t in tensors):
-        found = torch.empty(len(tensors), device=tensors[0].device)
+        found = torch.empty(len(tensors), dtype=torch.float32, device=tensors[0].device)
         for tensor, cell in zip(tensors, found.unbind(), strict=True):
             write_norm(tensor, cell)
         return found
@@ -167,7 +168,7 @@ def largest(tensors: list[Tensor]) -> Tensor:
         float32, shape (len(tensors),); NaN and Inf propagate.
     """
     if tensors[0].device.type == "cpu":
-        found = torch.empty(len(tensors))
+        found = torch.empty(len(tensors), dtype=torch.float32, device="cpu")
         for tensor, cell in zip(tensors, found.unbind(), strict=True):
             write_largest(tensor, cell)
         return found
@@ -223,11 +224,11 @@ def nonfinite_shares(samples: list[Tensor]) -> Tensor:
     Returns:
         float32, shape (len(samples),); NaN for an empty sample.
     """
+    numbers = [s.numel() for s in samples]
     joined = torch.cat([s.float() for s in samples])
-    sizes = _sizes(tuple(s.numel() for s in samples), joined.device)
-    counts = (~joined.isfinite()).cumsum(0, dtype=torch.float32)  # exact below 2**24
-    ends = counts.index_select(0, (sizes.cumsum(0) - 1).long())
-    return torch.diff(ends, prepend=ends.new_zeros(1)) / sizes
+    broken = torch.split((~joined.isfinite()).float(), numbers)
+    # Counted as squares of norms: a running sum has no deterministic form on a GPU.
+    return norms(list(broken)).square().round() / _sizes(tuple(numbers), joined.device)
 
 
 @functools.lru_cache(maxsize=64)
@@ -249,5 +250,5 @@ def log2_histogram(taken: Tensor) -> Tensor:
     exponent = torch.frexp(taken.float())[1] - 1
     counted = torch.isfinite(taken) & (taken != 0)
     index = exponent.clamp(low, high - 1).sub(low).long()
-    counts = torch.zeros(high - low, device=taken.device)
+    counts = torch.zeros(high - low, dtype=torch.float32, device=taken.device)
     return counts.index_add_(0, index, counted.float())

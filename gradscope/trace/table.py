@@ -310,19 +310,22 @@ def _from_table(cls: type[Trace], table: pd.DataFrame, header: dict[str, Any]) -
     steps = tuple(RecordedStep(**s) for s in header["steps"])
     column_of = {_identity(t): i for i, t in enumerate(tensors)}
     row_of = {s.step: i for i, s in enumerate(steps)}
-    columns = torch.tensor([column_of[key] for key in _identities(table)], dtype=torch.long)
-    rows = torch.tensor([row_of[step] for step in table["step"]], dtype=torch.long)
-    values = torch.full((len(steps), len(tensors), len(STATISTICS)), math.nan)
-    present = torch.zeros((len(steps), len(tensors)), dtype=torch.bool)
-    known = table.reindex(columns=list(STATISTICS))  # an older file lacks some
-    measured = known.to_numpy("float32", copy=True)
-    values[rows, columns] = torch.from_numpy(measured)
-    present[rows, columns] = True
-    histograms = None
-    if "log2_histogram" in table:
-        counts = torch.tensor([list(h) for h in table["log2_histogram"]], dtype=torch.int32)
-        histograms = torch.zeros((len(steps), len(tensors), counts.shape[1]), dtype=torch.int32)
-        histograms[rows, columns] = counts
+    with torch.device("cpu"):  # whatever the default of the process
+        columns = torch.tensor([column_of[key] for key in _identities(table)], dtype=torch.long)
+        rows = torch.tensor([row_of[step] for step in table["step"]], dtype=torch.long)
+        values = torch.full(
+            (len(steps), len(tensors), len(STATISTICS)), math.nan, dtype=torch.float32
+        )
+        present = torch.zeros((len(steps), len(tensors)), dtype=torch.bool)
+        known = table.reindex(columns=list(STATISTICS))  # an older file lacks some
+        measured = known.to_numpy("float32", copy=True)
+        values[rows, columns] = torch.from_numpy(measured)
+        present[rows, columns] = True
+        histograms = None
+        if "log2_histogram" in table:
+            counts = torch.tensor([list(h) for h in table["log2_histogram"]], dtype=torch.int32)
+            histograms = torch.zeros((len(steps), len(tensors), counts.shape[1]), dtype=torch.int32)
+            histograms[rows, columns] = counts
     return cls(
         tensors=tensors,
         steps=steps,
