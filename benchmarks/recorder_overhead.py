@@ -39,7 +39,9 @@ from torch import Tensor, nn
 
 import gradscope
 from gradscope.models import ModelConfig, build
-from gradscope.recording import kernels, outputs, scope
+from gradscope.recording import outputs, scope
+from gradscope.recording.device_meter import DeviceMeter
+from gradscope.recording.host_meter import HostMeter
 from gradscope.recording.scope import DEFAULT_EVERY
 
 Attach = Callable[[nn.Module, torch.optim.Optimizer], AbstractContextManager[Callable[[], None]]]
@@ -216,16 +218,13 @@ class OwnTime:
         self._originals = [(owner, name, getattr(owner, name)) for owner, name in self.ENTRIES]
         for owner, name, original in self._originals:
             setattr(owner, name, self._timed(original))
-        for meter in (
-            kernels.HostMeter,
-            kernels.DeviceMeter,
-        ):  # made once, called for each gradient
+        for meter in (HostMeter, DeviceMeter):  # made once, called for each gradient
             make = meter.gradient_reader
             self._originals.append((meter, "gradient_reader", make))
-            meter.gradient_reader = lambda *args, make=make: self._timed(make(*args))
+            meter.gradient_reader = lambda *args, make=make, **how: self._timed(make(*args, **how))
         register = scope.register_module_forward_hook
         self._originals.append((scope, "register_module_forward_hook", register))
-        scope.register_module_forward_hook = lambda hook: register(self._timed(hook))
+        scope.register_module_forward_hook = lambda hook, **how: register(self._timed(hook), **how)
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -9,11 +9,16 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import hypothesis
 import pytest
 import torch
 import yaml
 
 from gradscope.ablation.grid import Grid
+
+# No test is told by how long it took.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 COCO = Path(
     os.environ.get(

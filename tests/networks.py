@@ -44,6 +44,11 @@ def mlp(depth: int, width: int, activation: Callable[[], nn.Module], norm=None) 
     return nn.Sequential(*layers, nn.Linear(width, 10))
 
 
+def chain(gain: float = 1.0, depth: int = 8, width: int = 48, activation=nn.ReLU) -> nn.Sequential:
+    """Input 32 -> depth hidden layers at He initialisation times a gain, no bias at first -> 10."""
+    return init(mlp(depth, width, activation), lambda weight: scaled(weight, 2.0 * gain**2))
+
+
 def cnn(
     depth: int, width: int, activation=nn.ReLU, *, norm=None, pool_every: int = 0
 ) -> nn.Sequential:

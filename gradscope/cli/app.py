@@ -54,7 +54,8 @@ app.command(
     "gradscope probe my.models:plain my.models:residual --input 3,64,64 --args depth=32  |  "
     "gradscope probe hw5net --input 3,64,64 --args skip=false --try  |  "
     "gradscope probe my.models:gpt --input 128 --tokens 50257 --json  |  "
-    "gradscope probe hw5net --grid ablations/hw5.yaml --html flow.html"
+    "gradscope probe hw5net --grid ablations/hw5.yaml --html flow.html  |  "
+    "gradscope probe --grid ablations/hw5.yaml --cell no-skip-batch_norm-kaiming-depth32-lr0.001"
 )(probe)
 app.command(
     "run-grid",
@@ -65,7 +66,7 @@ app.command(
 )(run_grid)
 app.command(
     epilog="Examples: gradscope report runs/hw5  |  gradscope report runs/a runs/b -o compare.html"
-    "  |  gradscope report run.parquet"
+    "  |  gradscope report run.parquet  |  gradscope report before.parquet after.parquet"
 )(report)
 data_app.command(
     "coco",

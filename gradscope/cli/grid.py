@@ -88,7 +88,7 @@ def report(
     sources: Annotated[
         list[Path],
         typer.Argument(
-            help="Folder of a run grid, several to compare, or one recorded trace (Parquet).",
+            help="Folder of a run grid or a trace (Parquet); several are laid side by side.",
             metavar="RUNS_DIR",
             show_default=False,
         ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -12,13 +14,13 @@ from gradscope.cli.grid import writable
 
 def probe(  # noqa: PLR0917 - typer passes them by name
     specs: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             help="package.module:factory or a built-in; several are compared.",
             metavar="SPEC...",
             show_default=False,
         ),
-    ],
+    ] = None,
     shapes: Annotated[
         list[str] | None,
         typer.Option("--input", help="Shape of one random sample; repeat for several arguments."),
@@ -32,6 +34,13 @@ def probe(  # noqa: PLR0917 - typer passes them by name
     ] = None,
     grid: Annotated[
         Path | None, typer.Option(help="Images and labels of the data that a grid trains on.")
+    ] = None,
+    cell: Annotated[
+        str | None,
+        typer.Option(help="Probe this cell of --grid: its network, initialisation, seed, images."),
+    ] = None,
+    init: Annotated[
+        str | None, typer.Option(help="Draw the weights so: kaiming, xavier_normal, ...")
     ] = None,
     classes: Annotated[
         int | None, typer.Option(min=1, help="Number of classes, for factories that take it.")
@@ -48,34 +57,56 @@ def probe(  # noqa: PLR0917 - typer passes them by name
     html: Annotated[
         Path | None, typer.Option(help="Write a report too.", metavar="FILE", show_default=False)
     ] = None,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where a factory or network raised.")
+    ] = False,
 ) -> None:
     """Judge networks by one forward and backward pass; exit code 1 when one is unhealthy."""
     import json
 
-    from rich.console import Console
-
-    from gradscope.cli import probe_inputs, probe_view
+    from gradscope.cli import probe_inputs, probe_tables, probe_view
     from gradscope.report.write import write_report
 
     if html is not None:
         writable(html)
-    inputs, targets, found = probe_inputs.gather(
-        shapes or (), batch, tokens=tokens, file=input_file, grid=grid, seed=seed
-    )
-    models = probe_inputs.build_models(specs, args or (), classes or found, seed)
-    probed = []
-    for name, model in models.items():
-        typer.echo(f"probing {name}", err=True)
-        probed.append(
-            probe_view.probe_model(
-                name, model, inputs, targets, seed=seed, steps=steps, remedies=remedies
-            )
+    with _shown(traceback):
+        chosen = probe_inputs.chosen_cell(grid, cell) if cell is not None else None
+        seed = chosen.config.seed if chosen else seed
+        inputs, targets, found = probe_inputs.gather(
+            shapes or (), batch, tokens=tokens, file=input_file, grid=grid, seed=seed, cell=chosen
         )
+        models = probe_inputs.build_models(
+            specs or (), args or (), classes or found, seed, init=init, cell=chosen
+        )
+        probed = []
+        for name, model in models.items():
+            typer.echo(f"probing {name}", err=True)
+            probed.append(
+                probe_view.probe_model(
+                    name, model, inputs, targets, seed=seed, steps=steps, remedies=remedies
+                )
+            )
     if as_json:
         told = [each.to_dict() for each in probed]
         typer.echo(json.dumps(told if len(told) > 1 else told[0], indent=2, allow_nan=False))
     else:
-        Console().print(probe_view.summary(probed))
+        console = probe_tables.console()
+        console.print(probe_view.summary(probed, console.width), crop=False)
     for each, path in zip(probed, probe_view.numbered(html, len(probed)), strict=False):
         typer.echo(write_report(each.trace, path), err=True)
     raise typer.Exit(0 if all(each.diagnosis.is_healthy for each in probed) else 1)
+
+
+@contextmanager
+def _shown(wanted: bool) -> Iterator[None]:
+    """Where asked for, show what a factory or a network raised before the one line that says so."""
+    import traceback
+
+    from gradscope.errors import GradscopeError
+
+    try:
+        yield
+    except GradscopeError as error:
+        if wanted and error.__cause__ is not None:
+            typer.echo("".join(traceback.format_exception(error.__cause__)), err=True, nl=False)
+        raise

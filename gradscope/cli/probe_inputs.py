@@ -9,30 +9,78 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope.errors import ConfigError
+from gradscope.ablation.grid import Cell
+from gradscope.errors import ConfigError, nearest
 from gradscope.models import ModelConfig, build
+from gradscope.models.init import InitConfig
 
 
 def build_models(
-    specs: Sequence[str], args: Sequence[str] = (), n_classes: int | None = None, seed: int = 0
+    specs: Sequence[str],
+    args: Sequence[str] = (),
+    n_classes: int | None = None,
+    seed: int = 0,
+    *,
+    init: str | None = None,
+    cell: Cell | None = None,
 ) -> dict[str, nn.Module]:
     """Build every network, so that a wrong name fails before any is run.
 
     Args:
-        specs: built-in names or ``package.module:factory``.
+        specs: built-in names or ``package.module:factory``; none where a cell is given.
         args: ``name=value`` for all factories; values are YAML.
         n_classes: for factories that take it.
         seed: of the initialisation.
+        init: how the weights are drawn, as grids name it.
+        cell: of a grid, whose network is built in place of one that is named.
 
     Raises:
-        ConfigError: an argument is not ``name=value``.
+        ConfigError: an argument is not ``name=value``, or there is no such initialisation.
         ModelError: a network cannot be found or built.
     """
     parsed = dict(_argument(text) for text in args)
-    return {
-        spec: build(ModelConfig(name=spec, args=parsed), n_classes=n_classes, seed=seed)
-        for spec in specs
-    }
+    if cell is not None and (specs or parsed):
+        raise ConfigError("--cell names the network with its arguments; leave SPEC and --args out")
+    if cell is None and not specs:
+        raise ConfigError(
+            "give the network as package.module:factory or a built-in, or a cell of a grid by "
+            "--grid FILE.yaml --cell ID"
+        )
+    configs = {cell.id: cell.config.model} if cell else {}
+    configs |= {spec: ModelConfig(name=spec, args=parsed) for spec in specs}
+    if init is not None:
+        chosen = _init(init)
+        configs = {name: c.model_copy(update={"init": chosen}) for name, c in configs.items()}
+    return {name: build(c, n_classes=n_classes, seed=seed) for name, c in configs.items()}
+
+
+def _init(name: str) -> InitConfig:
+    from pydantic import ValidationError
+
+    try:
+        return InitConfig.model_validate(name)
+    except ValidationError as error:
+        reason = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise ConfigError(f"--init {name}: {reason}") from error
+
+
+def chosen_cell(grid: Path | None, wanted: str) -> Cell:
+    """The cell of a grid with an id, or whose id alone begins so.
+
+    Raises:
+        ConfigError: no grid was given, or none or several of its cells are meant.
+    """
+    from gradscope.ablation.grid import Grid
+
+    if grid is None:
+        raise ConfigError(f"--cell {wanted}: of which grid? add --grid FILE.yaml")
+    cells = {cell.id: cell for cell in Grid.load(grid).cells()}
+    found = [name for name in cells if name == wanted] or [n for n in cells if n.startswith(wanted)]
+    if len(found) == 1:
+        return cells[found[0]]
+    if found:
+        raise ConfigError(f"--cell {wanted}: {len(found)} cells begin so, {found[0]} for example")
+    raise ConfigError(f"{grid}: no cell '{wanted}'; {nearest(wanted, cells)}")
 
 
 def gather(
@@ -43,6 +91,7 @@ def gather(
     file: Path | None = None,
     grid: Path | None = None,
     seed: int = 0,
+    cell: Cell | None = None,
 ) -> tuple[Any, Tensor | None, int | None]:
     """Inputs from the one place that was named, with targets and number of classes if known.
 
@@ -57,11 +106,13 @@ def gather(
     if file is not None:
         return load_inputs(file), None, None
     if grid is not None:
-        return grid_inputs(grid, batch, seed)
+        return grid_inputs(grid, batch, seed, cell)
     return random_inputs(shapes, batch, tokens, seed), None, None
 
 
-def grid_inputs(path: Path, batch: int, seed: int = 0) -> tuple[Tensor, Tensor, int]:
+def grid_inputs(
+    path: Path, batch: int, seed: int = 0, cell: Cell | None = None
+) -> tuple[Tensor, Tensor, int]:
     """A random batch of the images that a grid trains on, with labels, as the trainer sees them.
 
     Returns:
@@ -70,7 +121,7 @@ def grid_inputs(path: Path, batch: int, seed: int = 0) -> tuple[Tensor, Tensor, 
     from gradscope.ablation.grid import Grid
     from gradscope.data import load
 
-    splits = load(Grid.load(path).cells()[0].config.data)
+    splits = load((cell or Grid.load(path).cells()[0]).config.data)
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(splits.train), generator=generator)[:batch]
     images, labels = splits.train.batch(chosen)
@@ -128,17 +179,31 @@ def load_inputs(path: Path) -> Any:
             f"--input-file {path}: cannot be read as tensors alone ({reason}); "
             "write it with torch.save(tensor, ...) or numpy.save()"
         ) from error
-    if isinstance(found, list):
-        found = tuple(found)
-    values = found.values() if isinstance(found, Mapping) else found
-    if not isinstance(found, Tensor) and not all(isinstance(v, Tensor) for v in values):
-        raise ConfigError(
-            f"--input-file {path}: holds {type(found).__name__} of more than tensors; "
-            "give a tensor, a tuple of tensors or a dict of tensors"
-        )
-    if isinstance(found, Tensor) and found.dtype in (torch.float64, torch.float16):
-        found = found.float()
-    return found
+    if not isinstance(found, Tensor | Mapping | list | tuple):
+        raise ConfigError(_mixed(path, type(found).__name__))
+    return _checked(path, tuple(found) if isinstance(found, list) else found, "")
+
+
+def _checked(path: Path, found: Any, place: str) -> Any:
+    """The same tensors in the same nesting, doubles and halves as float32.
+
+    Raises:
+        ConfigError: something in it is no tensor.
+    """
+    if isinstance(found, Tensor):
+        return found.float() if found.dtype in (torch.float64, torch.float16) else found
+    if isinstance(found, Mapping):
+        return {k: _checked(path, v, f"{place}.{k}".strip(".")) for k, v in found.items()}
+    if isinstance(found, list | tuple):
+        return type(found)(_checked(path, v, f"{place}[{i}]") for i, v in enumerate(found))
+    raise ConfigError(_mixed(path, f"{type(found).__name__} at {place}"))
+
+
+def _mixed(path: Path, what: str) -> str:
+    return (
+        f"--input-file {path}: holds more than tensors ({what}); give a tensor, or a tuple or dict "
+        "of tensors, nested as the network takes them"
+    )
 
 
 def _read(path: Path) -> Any:

@@ -211,6 +211,13 @@ def broken_step(*, half: bool) -> str:
     )
 
 
+def skipped() -> str:
+    """What to do where no loss scale is small enough."""
+    return _sentence(
+        ["look for what makes NaN or Inf in the forward pass or the loss, without the scaler"]
+    )
+
+
 def broken_input() -> str:
     """What to do with data that hold NaN."""
     return _sentence(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from gradscope.diagnosis import limits
 from gradscope.diagnosis.flow import (
+    MIN_LOOP_CALLS,
     GradientFlow,
     WeightProfile,
     gradient_flow,
@@ -58,7 +60,28 @@ class Case:
             name: loop
             for name, loop in loop_flows(self.trace).items()
             if any(owner == name or owner.startswith(f"{name}.") for owner in owners)
+            and not self._is_shared_over_depth(name)
         }
+
+    def _is_shared_over_depth(self, module: str) -> bool:
+        """Whether layers that run only once or twice stand between most calls of a module.
+
+        A loop runs the same layers again and again; a module that several blocks share, as a
+        positional encoding may be, is called at places, not at times.
+        """
+        calls = sorted(
+            tensor.order
+            for tensor in self.trace.tensors
+            if tensor.kind == "activation" and tensor.module == module and not tensor.output
+        )
+        single = [
+            info.order
+            for name, info in self.modules.items()
+            if name in self.weighted and info.order >= 0 and info.calls < MIN_LOOP_CALLS
+        ]
+        gaps = list(itertools.pairwise(calls))
+        apart = sum(any(low < order < high for order in single) for low, high in gaps)
+        return 2 * apart > len(gaps)
 
     @cached_property
     def weights(self) -> WeightProfile:
@@ -84,6 +107,47 @@ class Case:
     def weighted(self) -> set[str]:
         """Modules that own a weight with two or more dimensions."""
         return {t.module for t in self.trace.tensors if t.kind == "weight" and len(t.shape) > 1}
+
+    @cached_property
+    def gains(self) -> dict[str, float]:
+        """Module -> log10 of its weight's gain, std(w) * sqrt(fan_in), at the first recorded step.
+
+        1 keeps the variance of a linear layer (Glorot & Bengio 2010); usual initialisations lie
+        between a third and one and a half. Lookup tables have no gain; zeros are left out.
+        """
+        found: dict[str, float] = {}
+        for i, tensor in self.columns("weight"):
+            info = self.modules.get(tensor.module)
+            lookup = info is not None and "embedding" in info.type.lower()
+            norms = self.values("weight_norm", i)
+            if len(tensor.shape) < 2 or lookup or not len(norms) or not norms[0].item() > 0:
+                continue
+            fan_out = max(
+                tensor.shape[0], 1
+            )  # norm^2 = numel * std^2, and fan_in = numel / fan_out
+            gain = math.log10(norms[0].item() / math.sqrt(fan_out))
+            if tensor.module not in found or abs(gain) > abs(found[tensor.module]):
+                found[tensor.module] = gain
+        return found
+
+    def is_misscaled(self, modules: Iterable[str]) -> bool:
+        """Whether the weight of one of these modules is off from the usual gain of the network."""
+        known = [name for name in modules if name in self.gains]
+        return any(abs(self.gains[n] - self._usual_gain(n)) >= limits.ODD_WEIGHT for n in known)
+
+    def _usual_gain(self, module: str) -> float:
+        """Median over the layers of its type and name, over all where these are fewer than four."""
+        kind = self.role(module)[::2]  # as all depthwise convolutions, on the trunk and beside it
+        alike = [gain for name, gain in self.gains.items() if self.role(name)[::2] == kind]
+        return statistics.median(alike if len(alike) >= 4 else self.gains.values())
+
+    def role(self, name: str) -> tuple[str, str, str]:
+        """What a layer is for: its type, whether it is on the trunk, its name inside the block."""
+        info = self.modules.get(name)
+        own = name.rpartition(".")[2]
+        if info is None:
+            return ("", "", own)
+        return (info.type, str(info.is_cut), "" if own.isdigit() else own)
 
     @cached_property
     def parents(self) -> set[str]:
@@ -152,6 +216,11 @@ class Case:
         """One statistic of one tensor over the steps in which it was seen; shape (<= steps,)."""
         values = self.trace.values[:, column, list(STATISTICS).index(statistic)]
         return values[self.trace.present[:, column]]
+
+    @staticmethod
+    def index(statistic: str) -> int:
+        """Where a statistic stands in `Trace.values`."""
+        return list(STATISTICS).index(statistic)
 
     def was_seen(self, column: int) -> bool:
         """Whether a tensor came up, or stayed away by no more than chance.

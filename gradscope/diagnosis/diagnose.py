@@ -3,19 +3,56 @@
 from __future__ import annotations
 
 from gradscope.diagnosis.case import Case
-from gradscope.diagnosis.numbers import updates
+from gradscope.diagnosis.folding import folded
+from gradscope.diagnosis.graph import (
+    dropout,
+    no_activation,
+    one_element,
+    softmax_over_batch,
+    unscaled_attention,
+)
+from gradscope.diagnosis.inputs import constant_input, input_scale
+from gradscope.diagnosis.loss import broken_loss, loss_fit, not_learning, target_range
+from gradscope.diagnosis.movement import movement
+from gradscope.diagnosis.optimizer import membership, unregistered
 from gradscope.diagnosis.origin import where_nonfinite
 from gradscope.diagnosis.outliers import odd_blocks, odd_layers
 from gradscope.diagnosis.parameters import disconnected, structural, unused
+from gradscope.diagnosis.rate import learning_rate, updates, weight_decay
 from gradscope.diagnosis.sight import rests_on, unseen
 from gradscope.diagnosis.timeline import Timeline
 from gradscope.diagnosis.trends import growth_and_decay
 from gradscope.diagnosis.units import dead_units, saturation
+from gradscope.diagnosis.variation import collapse, units_alike
 from gradscope.diagnosis.verdict import Diagnosis, decide
 from gradscope.diagnosis.zeros import zero_gradients
 from gradscope.trace.table import Trace
 
-_ONCE = (where_nonfinite, unseen, unused, odd_blocks, odd_layers, structural)
+_ONCE = (
+    where_nonfinite,
+    unseen,
+    membership,
+    unregistered,
+    learning_rate,
+    weight_decay,
+    unused,
+    odd_blocks,
+    odd_layers,
+    structural,
+    loss_fit,
+    target_range,
+    broken_loss,
+    not_learning,
+    input_scale,
+    constant_input,
+    one_element,
+    softmax_over_batch,
+    unscaled_attention,
+    dropout,
+    no_activation,
+    units_alike,
+    collapse,
+)
 """What is judged on all recorded steps together."""
 
 _OVER_TIME = (
@@ -24,6 +61,7 @@ _OVER_TIME = (
     zero_gradients,
     growth_and_decay,
     saturation,
+    movement,
     updates,
 )
 """What is judged on the last stretch as well, and dated."""
@@ -50,4 +88,4 @@ def diagnose(trace: Trace) -> Diagnosis:
     """
     case = Case(trace)
     once = [finding for symptom in _ONCE for finding in symptom(case)]
-    return decide([*once, *Timeline(case, _OVER_TIME).findings()], rests_on(case))
+    return decide(folded([*once, *Timeline(case, _OVER_TIME).findings()]), rests_on(case))

@@ -44,6 +44,11 @@ ODD_LAYER = 2.0
 """Decades by which gradient/weight of one layer must stand out from the layers of its type around
 it. Scaling a weight by s moves the ratio by s^2, so that this is a mis-scaling by ten, too."""
 
+ODD_WEIGHT = 0.9
+"""Decades by which the gain of a layer's weight, std * sqrt(fan_in), must stand out from the median
+of the network for its oddity to lie in the weights: a factor of eight, four times what separates
+PyTorch's default from He's. Without it the oddity is how the network is built, as in a gate."""
+
 ODD_SPREAD = 6.0
 """Robust standard deviations (1.4826 MAD) by which an odd block must stand out as well."""
 
@@ -80,6 +85,58 @@ WARM_UP = 1.5
 UPDATE_LOST = 1e-7
 """Update/weight below which float32 rounds updates away (2^-24 = 6e-8), warm-up or not."""
 
+UPDATE_RATTLES = 0.03
+"""Update/weight from which a loss that is not below where it began is laid to the steps: thirty
+times the usual 1e-3."""
+
+UPDATE_CREEPING = 1e-4
+"""Update/weight below which a loss that does not fall is laid to the steps: a tenth of the usual
+1e-3."""
+
+UPDATE_CLIPPED = 3e-4
+"""Update/weight below which clipping to `CLIPPED` is what holds the weights: a third of the usual
+1e-3, which the update would exceed ten times over without it."""
+
+CLIPPED = 1 / 30
+"""Share of the gradient norm that clipping leaves at nearly every step from which it is no longer
+outliers that are clipped: a decade and a half, as for `EXPLODING`."""
+
+LOST_SHARE = 0.5
+"""Share of the elements with a gradient that a step leaves bit for bit as they are from which
+updates are lost in rounding: most of them."""
+
+NORMAL_HALF = 2.0**-14
+"""Smallest float16 number of full precision; below it each halving loses a bit, and below 2^-25
+all are lost."""
+
+LEAST_HALF = 2.0**-24
+"""Smallest positive float16 number; half of it rounds to zero."""
+
+UNDERFLOW_SHARE = 0.25
+"""Share of zeros among such small gradients from which they are falling below float16."""
+
+RATE_FALLEN = 1e-3
+"""Learning rate over its highest at or below which, for a fifth of the run, it fell too early:
+three drops by ten, which published schedules of steps reach in their last tenth."""
+
+RATE_GONE = 1e-4
+"""The same, for a tenth of the run: a cosine is there for the last 0.6 %, a line for the last
+0.01 %."""
+
+MIN_SKIPPED = 20
+"""Steps that a GradScaler must have skipped, at least half of all, to be called a fault: it begins
+at 2^16 and halves the scale each time, so that 16 bring it to 1, where nothing is scaled."""
+
+DECAY_PER_STEP = 0.01
+"""Learning rate times weight decay from which decay is fast: it halves the weights in 70 steps. The
+usual is 5e-5 (SGD: 0.1 * 5e-4) to 1e-4 (AdamW: 1e-3 * 0.1)."""
+
+MIN_LOSSES = 20
+"""Steps with a known loss that a judgement on its fall needs."""
+
+FLAT_LOSS = 0.02
+"""Share of the loss by which it must have fallen over them to be falling."""
+
 
 CHANCE = 1e-3
 """Probability below which what stayed away did not stay away by chance."""
@@ -89,6 +146,75 @@ STRETCH_SHARE = 1 / 4
 
 MIN_STRETCH = 8
 """Recorded steps that a stretch must have; runs of fewer than two such are judged as a whole."""
+
+
+BEYOND_RANGE = 0.25
+"""Standard deviations of the targets by which one must lie beyond what the output can give: less is
+noise at the bound."""
+
+MIN_LOSSES = 20
+"""Steps with a known loss that a judgement on its fall needs."""
+
+FLAT_LOSS = 0.02
+"""Share of the loss by which it must have fallen over them to be falling."""
+
+LONG_RUN = 200
+"""Steps after which a loss at chance is an error: a network that learns anything is below it, if
+only by the frequencies of its classes; before, it may still be on its way."""
+
+INPUT_LARGE = 30.0
+"""Size (rms) of inputs from which they are not standardised, where 1 is usual: pixels to 255 have
+about 150, pixels standardised by the statistics of a data set at most 2.7."""
+
+INPUT_SMALL = 0.01
+"""Size (rms) of inputs from which the biases of PyTorch's default initialisation, up to
+1/sqrt(fan_in), drown them: pixels divided by 255 twice have 0.002."""
+
+LOSS_AT_START = 3.0
+"""Loss at the first step, over that of a constant prediction, from which inputs that are too large
+have bitten: logits and outputs of a usual initialisation give 1 to 2."""
+
+SURE = 0.5
+"""Loss over that of a constant prediction below which a network has learned something, so that its
+output may lie at a bound."""
+
+LOGITS_LARGE = 10.0
+"""Size (rms) of logits from which a softmax is sure: exp(-10) = 5e-5."""
+
+ALIKE = 1e-8
+"""Variance / mean square below which numbers are the same to float32 (its rounding squared, with
+room for sums)."""
+
+COLLAPSED = 1e-4
+"""Variance over the examples / mean square below which outputs are the same: differences of 1 %."""
+
+COLLAPSE = 100.0
+"""Factor by which it must have fallen to have collapsed: a decade in what the outputs differ by."""
+
+PEAKED = 0.8
+"""Mean largest share of a softmax over `MIN_KEYS` or more from which it is saturated: its
+derivative, p (1 - p), is below 0.16 there and falls with what is left."""
+
+PEAKED_MILD = 0.5
+"""The same for a warning: scores of unit variance over sixteen keys give 0.2."""
+
+MIN_KEYS = 8
+"""Elements of a softmax over which a large share is no chance."""
+
+DROPOUT_LARGE = 0.75
+"""Share that a dropout drops from which it is worth a warning: published networks use up to 0.5,
+some 0.7."""
+
+DROPOUT_TOO_LARGE = 0.9
+"""Share that a dropout drops from which almost nothing is left; usually the share to keep was
+meant."""
+
+MIN_LINEAR = 3
+"""Layers without an activation between them from which it is no factorisation but an oversight."""
+
+SATURATED_STEPS = 10
+"""Recorded steps in each of which a layer is saturated, the first among them, from which it will
+not come back by itself."""
 
 
 def dead_share(units: int) -> float:

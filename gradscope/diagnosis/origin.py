@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gradscope.diagnosis import advice
+from gradscope.diagnosis import advice, limits
 from gradscope.diagnosis.case import Case
+from gradscope.diagnosis.optimizer import group_of
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
+from gradscope.trace.table import RecordedTensor
 from gradscope.trace.vocabulary import STATISTICS
 
 
@@ -26,12 +29,19 @@ class _Origin:
 def where_nonfinite(case: Case) -> Iterator[Finding]:
     """NaN or Inf: when it began, and where it was made rather than where it went."""
     if case.skipped:
+        taken = len(case.trace.steps)
+        most = case.skipped >= max(limits.MIN_SKIPPED, taken)
         yield Finding(
             "skipped-steps",
-            Severity.INFO,
+            Severity.ERROR if most else Severity.INFO,
             "optimizer",
-            "The GradScaler skipped steps whose scaled gradients overflowed, as it should.",
-            {"skipped": Evidence(case.skipped, "steps")},
+            "The GradScaler skips most steps, however small it makes the loss scale: the gradients "
+            "hold NaN or Inf, and the weights hardly move."
+            if most
+            else "The GradScaler skipped steps whose scaled gradients overflowed, as it should.",
+            {"skipped": Evidence(case.skipped, "steps"), "taken": Evidence(taken, "steps")},
+            advice.skipped() if most else "",
+            Verdict.STALLED if most else None,
         )
     broken = _broken(case)
     rows = broken.any(dim=1).nonzero().flatten().tolist()
@@ -104,7 +114,7 @@ def _by_optimizer(case: Case, row: int, weights: list[str], *, sparse: bool) -> 
             advice.watch_closely(case.trace.steps[row - 1].step),
         )
     where = weights[0] if len(weights) == 1 else "optimizer"
-    half = next((t.dtype for _, t in case.columns("weight") if t.dtype == "float16"), "")
+    half = any(_divides_by_zero(case, t) for _, t in case.columns("weight"))
     return _Origin(
         where,
         "The step of the optimizer made the weights NaN or Inf: their gradients were finite, the "
@@ -115,8 +125,15 @@ def _by_optimizer(case: Case, row: int, weights: list[str], *, sparse: bool) -> 
             if half
             else ""
         ),
-        advice.broken_step(half=bool(half)),
+        advice.broken_step(half=half),
     )
+
+
+def _divides_by_zero(case: Case, weight: RecordedTensor) -> bool:
+    """Whether the eps that a weight is stepped with is zero in its type, or may be."""
+    group = group_of(case, weight.name)
+    eps = group.settings.get("eps", math.inf) if group is not None else 0.0
+    return weight.dtype == "float16" and eps <= limits.LEAST_HALF / 2
 
 
 def _first_output(case: Case, broken: Tensor) -> str | None:

@@ -31,19 +31,26 @@ def odd_blocks(case: Case) -> Iterator[Finding]:
         if abs(jump) < limits.ODD_BLOCK + (allowed if jump < 0 else 0.0):
             continue
         head = i == len(backward) - 1 and jump < 0  # heads are often scaled down on purpose
+        block = case.blocks.get(name)
+        inside = block.modules if block is not None else ()
+        wrong = not head and case.is_misscaled(inside)
         yield Finding(
             "odd-block",
-            Severity.WARNING if head else Severity.ERROR,
+            Severity.ERROR if wrong else Severity.WARNING,
             name,
-            "This block scales activations and gradient alike, unlike its neighbours: its weights "
-            "are off by about this factor.",
+            "This block scales activations and gradient alike, unlike its neighbours: "
+            + (
+                "its weights are off by about this factor."
+                if wrong
+                else "by how it is built, since its weights are drawn as usual."
+            ),
             {
                 "factor": Evidence(10**jump, "times its neighbours"),
                 "gradient": Evidence(backward[i], "decades across the block"),
                 "activation": Evidence(forward[i], "decades across the block"),
             },
-            advice.odd(name, jump),
-            None if head else Verdict.EXPLODING if jump > 0 else Verdict.VANISHING,
+            advice.odd(name, jump) if wrong else "",
+            None if not wrong else Verdict.EXPLODING if jump > 0 else Verdict.VANISHING,
         )
 
 
@@ -53,33 +60,33 @@ def odd_layers(case: Case) -> Iterator[Finding]:
     rows = zip(profile.layers, profile.log10_grad, profile.log10_weight, strict=True)
     # Heads are often scaled on purpose; a ratio that is not finite belongs to a weight of zero.
     known = [(name, g - w) for name, g, w in list(rows)[:-1] if math.isfinite(g - w)]
-    sizes = Counter(_role(case, name) for name, _ in known)
+    sizes = Counter(case.role(name) for name, _ in known)
     groups: dict[tuple[str, ...], list[tuple[str, float]]] = defaultdict(list)
     for name, ratio in known:
-        role = _role(case, name)
+        role = case.role(name)
         groups[role if sizes[role] >= 4 else role[:2]].append((name, ratio))
     odd = [item for group in groups.values() for item in _outliers(group)]
     if len(odd) > max(1, len(profile.layers) // 20):
         return  # so many are no accident: that is how the network is built
     for name, by in odd:
+        wrong = case.is_misscaled([name])
+        why = (
+            "its weights are far too "
+            + ("large, so that it hardly learns." if by < 0 else "small for its gradient.")
+            if wrong
+            else "its weights are drawn as usual, so that this is how the network is built, as in "
+            "a gate."
+        )
         yield Finding(
             "odd-layer",
-            Severity.ERROR,
+            Severity.ERROR if wrong else Severity.WARNING,
             name,
             "The gradient of this layer is out of line with its weights when compared with its "
-            "neighbours: its weights are far too "
-            + ("large, so that it hardly learns." if by < 0 else "small for its gradient."),
+            f"neighbours: {why}",
             {"gradient/weight": Evidence(by, "decades over its neighbours")},
-            advice.odd(name, -by / 2),
-            Verdict.VANISHING if by < 0 else Verdict.EXPLODING,
+            advice.odd(name, -by / 2) if wrong else "",
+            None if not wrong else Verdict.VANISHING if by < 0 else Verdict.EXPLODING,
         )
-
-
-def _role(case: Case, name: str) -> tuple[str, str, str]:
-    """What a layer is for: its type, whether it is on the trunk, its name inside the block."""
-    info = case.modules.get(name)
-    own = name.rpartition(".")[2]
-    return (info.type, str(info.is_cut), "" if own.isdigit() else own) if info else ("", "", own)
 
 
 def _outliers(group: Sequence[tuple[str, float]]) -> Iterator[tuple[str, float]]:

@@ -23,7 +23,7 @@ def disconnected(case: Case) -> Iterator[Finding]:
     aside: list[str] = []
     for tensor in _silent(case):
         info = case.modules.get(tensor.module)
-        if info is None or not _took_part(case, tensor):
+        if info is None or not _took_part(case, tensor) or _idle(case, tensor.module):
             continue
         if cut := _cut(case, tensor, info):
             cuts.setdefault(cut, []).append(tensor.name)
@@ -54,6 +54,17 @@ def unused(case: Case) -> Iterator[Finding]:
     """Parameters that never took part in the forward pass."""
     names = list(case.structure.unused)
     names += [t.name for t in _silent(case) if case.structure.modules and not _took_part(case, t)]
+    left = [name for name in names if case.held and name not in case.held]
+    names = [name for name in names if name not in left]
+    if left:
+        yield Finding(
+            "not-trained",
+            Severity.INFO,
+            listed(left),
+            "These parameters never took part in the forward pass and are in no optimizer, as "
+            "those of a target network that is only copied to.",
+            {"parameters": Evidence(len(left), "neither used nor in an optimizer")},
+        )
     if names:
         yield Finding(
             "unused",
@@ -103,6 +114,12 @@ def _took_part(case: Case, tensor: RecordedTensor) -> bool:
     return info is not None and info.order >= 0 and tensor.module not in case.parents
 
 
+def _idle(case: Case, module: str) -> bool:
+    """Whether a module gave no output in this stretch of a run, as an expert that gets no token."""
+    outputs = [i for i, t in case.columns("activation") if t.module == module]
+    return bool(outputs) and not bool(case.trace.present[:, outputs].any())
+
+
 def _cut(case: Case, tensor: RecordedTensor, info: ModuleInfo) -> tuple[str, str] | None:
     """Why a parameter that took part got no gradient, and the mend; None where it needs none."""
     if info.mode == "checkpoint":
@@ -112,7 +129,9 @@ def _cut(case: Case, tensor: RecordedTensor, info: ModuleInfo) -> tuple[str, str
     left_alone = case.held and tensor.name not in case.held  # neither a gradient nor an optimizer
     if left_alone or tensor.module in case.structure.aside:
         return None
-    later = next((m for m in case.structure.modules if m.order > info.order and m.takes), None)
+    unread = case.structure.unread  # what is given to those tells nothing of who reads them
+    read = (m for m in case.structure.modules if m.takes and m.name not in unread)
+    later = next((m for m in read if m.order > info.order), None)
     if later is not None and later.takes != "gradient":
         if later.takes == "integer":
             given, mend = "integers, as argmax or an index makes", advice.integers()

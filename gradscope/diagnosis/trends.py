@@ -84,10 +84,11 @@ def _over_depth(case: Case) -> Iterator[Finding]:
     flow = case.flow
     backward = [math.log10(chi) for chi in flow.chi]  # from the output to the input
     decay, growth = longest(backward, -1), longest(backward, +1)
-    if decay.matters(limits.VANISHING) and decay.is_certain:
+    lost = decay.decades >= limits.MILD and _is_lost(flow, decay)
+    if lost and decay.matters(limits.VANISHING) and decay.is_certain:
         yield _vanishing(case, decay)
         yield from _masked(case, decay)
-    elif decay.decades >= limits.MILD:
+    elif lost:
         yield from _unsettled(case, decay, "decay", limits.VANISHING)
     forward = longest(known_steps(flow.log10_activation), +1)
     for name, stretch in (("backward", growth), ("forward", forward)):
@@ -97,6 +98,11 @@ def _over_depth(case: Case) -> Iterator[Finding]:
             yield _exploding(case, stretch, name)
         elif stretch.decades >= limits.MILD:
             yield from _unsettled(case, stretch, f"{name} growth", limit)
+
+
+def _is_lost(flow: GradientFlow, decay: Stretch) -> bool:
+    """Whether the decay leaves less than the loss gave, and does not only undo a growth before."""
+    return flow.log10_grad[-1] - flow.log10_grad[decay.start] >= limits.MILD
 
 
 def _growth_limit(case: Case, stretch: Stretch) -> float:

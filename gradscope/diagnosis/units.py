@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from gradscope.diagnosis import advice, limits
 from gradscope.diagnosis.case import Case, listed
+from gradscope.diagnosis.loss import chance, losses, output_name
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 from gradscope.trace.table import RecordedTensor
 
@@ -46,24 +47,38 @@ def dead_units(case: Case) -> Iterator[Finding]:
 def saturation(case: Case) -> Iterator[Finding]:
     """Layers of which most outputs lie at a bound of their activation."""
     hit = []
+    lasting = False
     for i, tensor in case.columns("activation"):
         # A zero at the lower bound of ReLU6 is no saturation but a unit that is off.
         share = case.values("saturated_fraction", i) - case.values("zero_fraction", i)
         share = share[~share.isnan()]
+        if _is_sure(case, tensor):
+            continue
         if len(share) and share.mean().item() >= limits.SATURATED_SHARE:
             hit.append((tensor.name, share.mean().item()))
+            whole = case.earlier is None and len(share) >= limits.SATURATED_STEPS
+            lasting |= whole and share.min().item() >= limits.SATURATED_SHARE
     if hit:
         yield Finding(
             "saturation",
-            Severity.WARNING,
+            Severity.ERROR if lasting else Severity.WARNING,
             listed([name for name, _ in hit]),
-            "Most outputs of these activations lie at a bound, where the derivative is zero.",
+            "Most outputs of these activations lie at a bound, where the derivative is zero"
+            + (", in every recorded step from the first on." if lasting else "."),
             {
                 "saturated": Evidence(max(share for _, share in hit), "share of outputs, worst"),
                 "layers": Evidence(len(hit), ""),
             },
             advice.saturation(case),
+            Verdict.VANISHING if lasting else None,
         )
+
+
+def _is_sure(case: Case, tensor: RecordedTensor) -> bool:
+    """Whether it is the output of a network that has learned: then it is at a bound with reason."""
+    known, level = losses(case), chance(case)
+    sure = bool(known) and level > 0 and known[-1] < level * limits.SURE
+    return sure and tensor.module == output_name(case)
 
 
 def _units(tensor: RecordedTensor) -> int:

@@ -22,6 +22,7 @@ class Verdict(StrEnum):
     DEAD = "dead"
     NON_FINITE = "non-finite"
     DISCONNECTED = "disconnected"
+    STALLED = "stalled"
     INCONCLUSIVE = "inconclusive"
 
 
@@ -88,6 +89,7 @@ _PRIORITY = (
     Verdict.DISCONNECTED,
     Verdict.DEAD,
     Verdict.EXPLODING,
+    Verdict.STALLED,
     Verdict.VANISHING,
     Verdict.INCONCLUSIVE,
 )

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
+
 from gradscope.diagnosis import advice
 from gradscope.diagnosis.case import Case, listed
+from gradscope.diagnosis.movement import underflowing
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 
 
@@ -28,7 +31,7 @@ class _Zeros(NamedTuple):
 def zero_gradients(case: Case) -> Iterator[Finding]:
     """Gradients that arrive and are exactly zero, where nothing else explains it."""
     zeros = _read(case)
-    if not zeros.gradients:
+    if not zeros.gradients or any(underflowing(case)):
         return
     names = [name for _, name in zeros.gradients]
     first = min(zeros.gradients)[0]
@@ -66,7 +69,7 @@ def zero_gradients(case: Case) -> Iterator[Finding]:
             "Record a few steps, or with norms_only=False.",
             Verdict.INCONCLUSIVE,
         )
-    elif 4 * len(names) >= len(names) + zeros.alive and not _underflow(case):
+    elif _blocks(case, zeros) and not _underflow(case):
         yield Finding(
             "zero-gradient",
             Severity.ERROR,
@@ -90,7 +93,8 @@ def _read(case: Case) -> _Zeros:
     zeros = _Zeros([], 0, [], [], known=False)
     alive, known = 0, False
     for i, tensor in case.columns("weight"):
-        grads = case.values("norm", i)
+        # As backward made them: what was zeroed later did arrive.
+        grads = torch.fmax(case.values("norm", i), case.values("unclipped_norm", i))
         norms = case.values("weight_norm", i)
         norms = norms[~norms.isnan()]
         known |= bool(len(norms))
@@ -121,6 +125,20 @@ def _may_open(case: Case, zeros: _Zeros) -> bool:
         norms = case.values("weight_norm", i)
         moved |= tensor.name in after and len(norms) > 2 and norms[-1].item() > 0
     return not moved
+
+
+def _blocks(case: Case, zeros: _Zeros) -> bool:
+    """Whether what gets no gradient keeps the network from training.
+
+    A quarter of the weights, one of them on a path that nothing leads around, or half of them
+    anywhere; a part that a mask or a router passed by is neither.
+    """
+    count = len(zeros.gradients)
+    owners = {name.rpartition(".")[0] for _, name in zeros.gradients}
+    known = [case.modules[name] for name in owners if name in case.modules]
+    on_trunk = len(known) < len(owners) or any(info.is_cut for info in known)
+    total = count + zeros.alive
+    return 4 * count >= total if on_trunk else 2 * count >= total
 
 
 def _underflow(case: Case) -> bool:

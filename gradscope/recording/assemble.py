@@ -7,12 +7,20 @@ import subprocess
 
 from torch import nn
 
+from gradscope.recording.groups import Groups
+from gradscope.recording.strangers import Strangers
 from gradscope.trace.structure import Structure
 from gradscope.trace.table import RecordedTensor
 
 
-def complete(structure: Structure | None, model: nn.Module, ever: set[str]) -> Structure:
-    """Add what only the backward pass tells: which parameters nobody used."""
+def complete(
+    structure: Structure | None,
+    model: nn.Module,
+    ever: set[str],
+    groups: Groups,
+    strangers: Strangers,
+) -> Structure:
+    """Add what the forward pass does not tell: which parameters nobody used, and who holds them."""
     structure = structure or Structure()
     ran = {info.name for info in structure.modules if info.order >= 0}
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
@@ -23,7 +31,11 @@ def complete(structure: Structure | None, model: nn.Module, ever: set[str]) -> S
     ]
     known = bool(ran)  # without activations nobody knows what ran
     return dataclasses.replace(
-        structure, unused=tuple(unused) if known else (), frozen=tuple(frozen)
+        structure,
+        unused=tuple(unused) if known else (),
+        frozen=tuple(frozen),
+        groups=groups.describe(),
+        strangers=strangers.named(groups.held()),
     )
 
 

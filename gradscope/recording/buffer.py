@@ -27,12 +27,13 @@ RAW = (
     "dead",
     "weight_norm",
     "update",
+    "unchanged",
     "variation",
     "carried",
-    "unchanged",
 )
 """What the device stores per tensor; `finish` turns it into the statistics of the table. The first
-five stand in the order in which the kernels write them."""
+five, and the update with what it left unchanged, stand in the order in which the kernels write
+them."""
 
 PLACE = {name: i for i, name in enumerate(RAW)}
 """Place of each among the cells of a column."""

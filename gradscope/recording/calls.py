@@ -38,6 +38,9 @@ class Reader(Protocol):
     def left(self, module: nn.Module, output: Any) -> None:
         """A call from outside has ended, after it was seen."""
 
+    def again(self, module: nn.Module, output: Any) -> None:
+        """A call from outside has ended that was not to be seen."""
+
     def failed(self) -> None:
         """A call from outside raised."""
 
@@ -125,8 +128,13 @@ class _Call:
 
     @property  # type: ignore[misc]  # what it claims to be is not what it is
     def __class__(self) -> type:
-        """A function, of which torch.jit knows that it need not understand it."""
-        return FunctionType
+        """For torch.jit a function, of which it knows that it need not understand it.
+
+        It asks of each attribute of a module, and gives up at objects of other classes.
+        """
+        asks = sys._getframe(1).f_back  # behind `inspect.isfunction`
+        by_jit = asks is not None and asks.f_globals.get("__name__") == "torch.jit._recursive"
+        return FunctionType if by_jit else _Call
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
@@ -134,7 +142,7 @@ class _Call:
     def is_in_place(self) -> bool:
         """Whether torch still calls it."""
         found = self.module.__dict__.get(_ENTRY)
-        while type(found) is _Call and found is not self:
+        while isinstance(found, _Call) and found is not self:
             found = found.inner
         return found is self
 
@@ -143,12 +151,12 @@ class _Call:
         attributes = self.module.__dict__
         above = attributes.get(_ENTRY)
         if above is self:
-            if type(self.inner) is _Call:
+            if isinstance(self.inner, _Call):
                 attributes[_ENTRY] = self.inner
             else:
                 del attributes[_ENTRY]
             return
-        while type(above) is _Call:
+        while isinstance(above, _Call):
             if above.inner is self:
                 above.inner = self.inner
                 return
@@ -174,7 +182,9 @@ class _Call:
             raise
         calls.depth -= 1
         if calls.open:
-            self.saw(args, output)
+            self.saw((*args, *kwargs.values()) if kwargs else args, output)
+        elif not calls.depth:
+            self._again(output)
         return output
 
     # Faults are caught here, in place: a wrapper a call would cost as much as the calls themselves.
@@ -202,6 +212,16 @@ class _Call:
         except Exception as fault:  # noqa: BLE001 - that is what the guard is for
             calls.guard.trip(f"at an output of {type(self.module).__name__}", fault)
 
+    def _again(self, output: Any) -> None:
+        calls = self._calls
+        reader = calls.reader()
+        if reader is None or calls.guard.faulty:
+            return
+        try:
+            unobserved(reader.again, self.module, output)
+        except Exception as fault:  # noqa: BLE001 - that is what the guard is for
+            calls.guard.trip("after a further forward pass", fault)
+
     def _failed(self) -> None:
         calls = self._calls
         reader = calls.reader()
@@ -225,10 +245,13 @@ class _Call:
 
 def is_ours(entry: Any) -> bool:
     """Whether what stands before a module's call was put there by a scope."""
-    return type(entry) is _Call
+    return isinstance(entry, _Call)
 
 
 unseen_by_dynamo(_Call.__call__, callees=False)
 unseen_by_dynamo(ModuleCalls.elsewhere, callees=False)
-for _own in (_Call._enter, _Call.saw, _Call._failed, _Call._lent, ModuleCalls._found_compiled):
+for _own in (
+    *(_Call._enter, _Call.saw, _Call._again, _Call._failed, _Call._lent),
+    ModuleCalls._found_compiled,
+):
     unseen_by_dynamo(_own, callees=True)

@@ -46,14 +46,19 @@ class DeviceMeter:
 
         return read
 
-    def gradient_reader(self, column: int) -> Reader:
-        """Make what takes the gradient with respect to an output."""
+    def gradient_reader(self, column: int, *, whole: bool = False) -> Reader:
+        """Make what takes the gradient with respect to an output; `whole`: all statistics of it."""
 
         def read(gradient: Tensor) -> None:
             if not reductions.is_readable(gradient):  # as within torch.func
                 return
+            vector = reductions.elements(gradient)
             self._buffer.numel[column] = reductions.numel(gradient)
-            self._norm(column, reductions.elements(gradient))
+            self._norm(column, vector)
+            if whole and vector.numel():
+                largest = self._buffer.cell(self._device, column, "abs_max")
+                reductions.write_largest(vector, largest)
+                self._signs[column] = self._samples[column].sign()
 
         return read
 
@@ -115,15 +120,17 @@ class DeviceMeter:
         for column, sample, share in zip(columns, taken, shares, strict=True):
             self._before[column] = (sample.clone(), share)
 
-    def updates(self, columns: list[int], tensors: list[Tensor]) -> None:
-        """Take how far the step moved the weights that were remembered."""
+    def updates(self, columns: list[int], tensors: list[Tensor], *, thorough: bool = True) -> None:
+        """Take how far the step moved the weights that were remembered, and how many it did not."""
         columns, vectors = _not_empty(columns, tensors)
         if not vectors:
             return
         before, shares = zip(*(self._before.pop(c) for c in columns), strict=True)
         after = [reductions.runs(v) for v in vectors]
-        change = reductions.norms(list(torch._foreach_sub(after, before)))
-        self._put_scaled("update", columns, change, shares)
+        change = list(torch._foreach_sub(after, before))
+        self._put_scaled("update", columns, reductions.norms(change), shares)
+        if thorough:  # a difference of floating-point numbers is zero only where they are equal
+            self._buffer.put(self._device, "unchanged", columns, reductions.zero_shares(change))
 
     def end(self) -> None:
         """Count the samples of outputs and of the gradients at them."""

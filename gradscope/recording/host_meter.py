@@ -31,9 +31,9 @@ class HostMeter:
         """Make what takes the statistics of an output of a module."""
         return self._reader(column, NORM if norm_only else ALL)
 
-    def gradient_reader(self, column: int) -> Reader:
-        """Make what takes the gradient with respect to an output."""
-        return self._reader(column, NORM)
+    def gradient_reader(self, column: int, *, whole: bool = False) -> Reader:
+        """Make what takes the gradient with respect to an output; `whole`: all statistics of it."""
+        return self._reader(column, ALL if whole else NORM)
 
     def units_reader(self, column: int, dim: int) -> Reader:
         """Make what takes the share of units along a dimension that never gave but zero."""
@@ -72,8 +72,9 @@ class HostMeter:
             self._samples[columns[i]] = _Sample(tensor)  # it has another size or dtype now
             self._compare(kernels.compiled.remember, [columns[i]], [tensor], "weight_norm")
 
-    def updates(self, columns: list[int], tensors: list[Tensor]) -> None:
-        """Take how far the step moved the weights that were remembered."""
+    def updates(self, columns: list[int], tensors: list[Tensor], *, thorough: bool = True) -> None:
+        """Take how far the step moved the weights that were remembered, and how many it did not."""
+        del thorough  # the count costs nothing beside the norm
         self._compare(kernels.compiled.change, columns, tensors, "update")
 
     def end(self) -> None:

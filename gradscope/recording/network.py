@@ -67,26 +67,29 @@ def read_structure(root: nn.Module, calls: list[Call], sinks: list[Any]) -> Stru
     ]
     infos.sort(key=lambda info: (info.order < 0, info.order))
     cancelled, invariant = _after_norm(modules, calls, graph)
+    beside = _beside(calls, graph)
     return Structure(
         modules=tuple(infos),
         blocks=tuple(_blocks(modules, calls, graph)),
         cancelled=cancelled,
         scale_invariant=invariant,
         shared=shared_parameters(root),
-        aside=_aside(calls, graph),
+        aside=_named(calls, {*beside}.difference(graph.nodes)),
+        unread=_named(calls, {c.node for c in calls}.difference(graph.nodes, beside, {None})),
     )
 
 
-def _aside(calls: list[Call], graph: _Graph) -> tuple[str, ...]:
-    """Modules on the way to outputs that got no gradient, such as auxiliary heads."""
+def _beside(calls: list[Call], graph: _Graph) -> dict[Any, list[Any]]:
+    """Nodes on the way to outputs that got no gradient, such as those of auxiliary heads."""
     outputs = {c.node for c in calls if not c.module and c.node is not None}
     beside: dict[Any, list[Any]] = {}
     _topological([node for node in outputs if node not in graph.nodes], beside)
-    return tuple(
-        dict.fromkeys(
-            c.module for c in calls if c.module and c.node in beside and c.node not in graph.nodes
-        )
-    )
+    return beside
+
+
+def _named(calls: list[Call], nodes: set[Any]) -> tuple[str, ...]:
+    """The modules, but for the root, whose output is made by some nodes."""
+    return tuple(dict.fromkeys(c.module for c in calls if c.module and c.node in nodes))
 
 
 def shared_parameters(root: nn.Module) -> dict[str, str]:

@@ -21,8 +21,10 @@ from gradscope.recording.buffer import UNSEEN, StatisticsBuffer
 from gradscope.recording.calls import ModuleCalls
 from gradscope.recording.guard import Guard
 from gradscope.recording.kernels import Reader
+from gradscope.recording.loss_side import LossReader
 from gradscope.recording.meters import Meters
 from gradscope.recording.network import Call, read_structure
+from gradscope.recording.variation import Variation
 from gradscope.trace.structure import Structure
 from gradscope.trace.table import TIME, RecordedTensor
 from gradscope.trace.vocabulary import Kind
@@ -81,11 +83,14 @@ class ForwardReader:
         buffer: StatisticsBuffer,
         meters: Meters,
         guard: Guard,
+        loss: LossReader,
         *,
         norms_only: bool,
+        before_backward: Callable[[], None],
         after_backward: Callable[[], None],
         on_another_pass: Callable[[], None],
         on_compiled: Callable[[], None],
+        on_first_pass: Callable[[nn.Module, tuple[Any, ...], Any], None],
     ) -> None:
         self.gradients: set[int] = set()
         """Columns of gradients with respect to outputs, which carry the loss scale."""
@@ -101,9 +106,13 @@ class ForwardReader:
         self._buffer = buffer
         self._meters = meters
         self._guard = guard
+        self._loss = loss
+        self._variation = Variation(buffer)
         self._norms_only = norms_only
+        self._before_backward = before_backward
         self._after_backward = after_backward
         self._on_another_pass = on_another_pass
+        self._on_first_pass = on_first_pass
         self.compiled = on_compiled
         """To be called when a module is called from within compiled code."""
         self._seen: dict[int, tuple[weakref.ref[Tensor], int, str, int]] = {}
@@ -145,6 +154,7 @@ class ForwardReader:
             Whether any call of a module was seen in this step.
         """
         self._read_structure()
+        self._variation.end()
         return self._any
 
     def leave(self) -> None:
@@ -190,6 +200,8 @@ class ForwardReader:
                 self._saw_again(known, output)
         elif not self._finished and not self._take_again(known, module, output):
             self._take(known, module, args, output)
+            if self.structure is None:
+                self._on_first_pass(module, args, output)
 
     def left(self, module: nn.Module, output: Any) -> None:
         """A call from outside has ended: of the network itself, or of a part of it."""
@@ -206,11 +218,25 @@ class ForwardReader:
         if not roots or self._finished:
             return
         self._finished = is_root
+        self._loss.outputs([root for root in roots if reductions.is_readable(root)])
+        model = self._model()
+        if self.structure is None and model is not None and not self._norms_only:
+            self._variation.of_weights(model)
         for root in roots:
             if self.structure is None:
                 self._roots.append(root.grad_fn)  # a hook that held it would keep the graph alive
             take = partial(self._root_gradient, len(self._roots) - 1)
             self._hook(root, self._guard.wrap("at the gradient of the output", take))
+
+    def again(self, module: nn.Module, output: Any) -> None:
+        """A further pass of the step has ended: its outputs are not taken, its backward is."""
+        is_root = not self._modules[id(module)].name
+        if not is_root or not self._finished or _backward_pass() != -1 or _only_traced():
+            return
+        for root in floating_in(output):
+            if root.requires_grad:
+                take = partial(self._root_gradient, -1)
+                self._hook(root, self._guard.wrap("at the gradient of the output", take))
 
     def failed(self) -> None:
         """Nothing of this forward pass counts."""
@@ -373,14 +399,18 @@ class ForwardReader:
         meter = self._meters.of(tensor.device)
         also = []
         if not self._norms_only:
+            also.append(self._variation.reader(column))
             if tensor.dim() > 1 and type(module).__module__ == "torch.nn.modules.activation":
                 dim = 2 if tensor.dim() == 3 else 1  # (batch, time, features), else channels
                 also.append(meter.units_reader(column, dim))
             if type(module) in BOUNDS:
                 also.append(self._saturation_reader(column, *BOUNDS[type(module)]))
         reader = meter.output_reader(column, norm_only=self._norms_only)
+        # Half precision alone is narrow enough for gradients to underflow: there zeros are counted.
+        narrow = tensor.dtype is torch.float16 and not self._norms_only
         read_gradient = self._guard.wrap(
-            f"at the gradient of the output of '{name}'", meter.gradient_reader(gradient)
+            f"at the gradient of the output of '{name}'",
+            meter.gradient_reader(gradient, whole=narrow),
         )
         return _Output(column, tensor.device, reader, tuple(also), read_gradient)
 
@@ -410,12 +440,13 @@ class ForwardReader:
                 self._await_gradient(tensor, seen.read_gradient)
 
     def _root_gradient(self, index: int, grad: Tensor) -> None:
-        del grad
         self._finished = True
         if self._roots and self._roots[index] is not None:
             self._sinks.append(self._roots[index])
         if not self._queued and _backward_pass() != -1:  # in compiled autograd there is none
             self._queued = True
+            self._before_backward()
+            self._loss.gradient(grad, self._roots, lambda: (call.node for call in self._calls))
             # A callback queued from a callback runs after those of DDP and FSDP, which finish
             # the gradients in callbacks of their own.
             queue = torch.autograd.Variable._execution_engine.queue_callback  # as DDP does

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.optim import Optimizer
 
 from gradscope.recording import reductions
-from gradscope.recording.buffer import StatisticsBuffer
+from gradscope.recording.buffer import UNSEEN, StatisticsBuffer
+from gradscope.recording.carried import Carried
 from gradscope.recording.meters import Meters, with_gradient
-from gradscope.recording.sharding import reduce_shards
+from gradscope.recording.optimizers import stepped_by
+from gradscope.recording.sharding import ShardExchange, is_sharded
 from gradscope.trace.table import RecordedTensor
+
+_is_trained = operator.attrgetter("requires_grad")
 
 
 class ParameterReader:
@@ -23,44 +28,54 @@ class ParameterReader:
     def __init__(
         self,
         model: nn.Module,
-        optimizers: Sequence[Optimizer],
+        optimizers: Sequence[Any],
         buffer: StatisticsBuffer,
         meters: Meters,
     ) -> None:
+        self._model = model
         self._buffer = buffer
         self._meters = meters
         self._optimizers = optimizers
+        self._shards = ShardExchange(buffer, meters)
+        self._holders: list[dict[str, Any]] = []
+        """Where the modules keep their parameters and modules."""
+        self._held: tuple[list[str], list[Any]] = ([], [])
+        """What stood there, by name: tells whether the network is another one."""
         self._names: list[str] = []
         self._parameters: list[Tensor] = []
         self._columns: list[int] = []
         """Of each parameter; 0 until it has a gradient or is known to get one."""
-        for name, parameter in model.named_parameters():
-            self._names.append(name)
-            self._parameters.append(parameter)
-            self._columns.append(
-                self._new_column(name, parameter)
-                if parameter.requires_grad and not is_lazy(parameter)
-                else 0
-            )
+        self._versions: dict[int, int] = {}
+        """Version of each when it was first seen, by identity."""
+        self._carried = Carried(buffer)
+        self.before_backward = self._carried.before_backward
         self.begin()
+        self._look()
 
     def begin(self) -> None:
         """Forget the last step."""
+        self._carried.begin()
         self._marks = bytearray()
         """Of the gradients that were measured; see `Meters.gradients`."""
         self._remembered: list[int] = []
-        self._sharded: dict[int, Any] = {}
+        self._looked = False
 
-    def after_backward(self, scale: Tensor | None) -> None:
+    def after_backward(self, scale: Tensor | None, stepped: Sequence[Any] = ()) -> None:
         """Take all statistics before anyone clips, and before an optimizer that may not step.
 
         Args:
             scale: factor that the gradients carry from loss scaling, 0-d, or None.
+            stepped: optimizers that consumed their gradients in this step already, so that what
+                this pass gave their parameters is not theirs.
         """
         self._marks = bytearray()  # a new pass, though it may leave no mark on a gradient
-        self._take(set(), scale, unclipped=True)
+        done = set[int]().union(*(stepped_by(each) for each in stepped))
+        if done:
+            waiting = [each for each in self._optimizers if each not in stepped]
+            done = done.difference(*(stepped_by(each) for each in waiting))
+        self._take(done, scale, unclipped=True)
 
-    def measure(self, optimizer: Optimizer | None, scale: Tensor | None = None) -> None:
+    def measure(self, optimizer: Any, scale: Tensor | None = None) -> None:
         """Take the statistics of what has changed since the backward pass: nothing, unless clipped.
 
         Args:
@@ -68,8 +83,44 @@ class ParameterReader:
             scale: factor that the gradients still carry from loss scaling, 0-d, or None.
         """
         self._take(self._of_others(optimizer), scale, unclipped=False)
+        gone = [i for i, p in enumerate(self._parameters) if p.grad is None]
+        if gone or not all(map(_is_trained, self._parameters)):
+            self._leave_out_what_nobody_consumes(gone, optimizer)
+        if optimizer is not None and self._carried.thorough:
+            self._carried.consumed(stepped_by(optimizer))
 
-    def remember_weights(self, optimizer: Optimizer | None) -> None:
+    def _leave_out_what_nobody_consumes(self, gone: list[int], optimizer: Any) -> None:
+        """Of gradients that were taken away after the pass, or stayed when theirs was frozen.
+
+        One that is gone is left out, as the optimizer leaves its parameter out. Where all are, a
+        zero_grad() stands between backward and the step, and they are recorded as the zeros that
+        they have become.
+        """
+        by_any = set[int]().union(*(stepped_by(each) for each in self._optimizers))
+        mine = None if optimizer is None else stepped_by(optimizer)
+        gone = [i for i in gone if mine is None or id(self._parameters[i]) in mine]
+        seen = [i for i, column in enumerate(self._columns) if column and self._was_seen(column)]
+        left = [i for i in seen if mine is None or id(self._parameters[i]) in mine]
+        if optimizer is not None and left and set(left) <= set(gone):
+            self._put_zeros(left)
+        else:
+            for i in gone:
+                self._buffer.numel[self._columns[i]] = UNSEEN
+        for i, parameter in enumerate(self._parameters):
+            if not parameter.requires_grad and id(parameter) not in by_any:
+                self._buffer.numel[self._columns[i]] = UNSEEN
+
+    def _was_seen(self, column: int) -> bool:
+        return self._buffer.numel[column] != UNSEEN
+
+    def _put_zeros(self, indices: list[int]) -> None:
+        for device, mine in self._by_device(indices):
+            columns, _ = self._of(mine)
+            for name, value in (("norm", 0.0), ("abs_max", 0.0), ("zero", 1.0)):
+                values = self._buffer.constant(device, [value] * len(columns))
+                self._buffer.put(device, name, columns, values)
+
+    def remember_weights(self, optimizer: Any) -> None:
         """Before the step: norms of the weights, and a sample of each to compare with after it."""
         others = self._of_others(optimizer)
         self._remembered = with_gradient(self._parameters, others)
@@ -77,26 +128,96 @@ class ParameterReader:
             columns, weights = self._of(mine)
             self._meters.of(device).weights(columns, weights)
 
-    def measure_update(self, optimizer: Optimizer) -> None:
+    def measure_update(self, optimizer: Any) -> None:
         """After the step: how far it moved each parameter, from the sample taken before it."""
-        stepped = _stepped_by(optimizer)
+        stepped = stepped_by(optimizer)
         moved = [i for i in self._remembered if id(self._parameters[i]) in stepped]
         for device, mine in self._by_device(moved):
             columns, weights = self._of(mine)
-            self._meters.of(device).updates(columns, weights)
+            self._meters.of(device).updates(columns, weights, thorough=self._carried.thorough)
 
-    def end(self) -> None:
-        """Combine what the ranks of a sharded model measured, in one collective."""
-        if self._sharded:
-            reduce_shards(self._sharded, self._buffer)
+    def end(self) -> Iterator[str]:
+        """Combine what the ranks of a sharded model measured; what they cannot, a line each."""
+        self._carried.end()
+        return self._shards.end()
+
+    def leave(self) -> None:
+        """Tell the other ranks of a sharded model not to wait for this one."""
+        self._shards.leave()
 
     def ever(self) -> set[str]:
         """Names of the parameters that got a gradient in some recorded step."""
         return {
-            name
-            for name, column in zip(self._names, self._columns, strict=True)
-            if column in self._buffer.ever
+            tensor.name
+            for column, tensor in enumerate(self._buffer.columns, 1)
+            if tensor.kind == "weight" and column in self._buffer.ever
         }
+
+    def trained(self) -> bool:
+        """Whether somebody trains: there are gradients, or weights that moved."""
+        self._look()
+        return any(
+            p.grad is not None or _version(p) != self._versions[id(p)] for p in self._parameters
+        )
+
+    def _look(self) -> None:
+        """Find the parameters anew where modules or parameters were added, replaced or removed."""
+        self._looked = True
+        if self._is_as_before():
+            return
+        modules = list(self._model.modules())
+        both = [each for module in modules for each in (module._parameters, module._modules)]
+        self._holders = [
+            each for each in both if isinstance(each, dict)
+        ]  # of TorchScript it is not
+        self._held = self._names_of_held(), self._all_held()
+        columns = dict(zip(self._names, self._columns, strict=True))
+        before = dict(zip(self._names, self._parameters, strict=True))
+        found: dict[str, Tensor] = dict(self._model.named_parameters())
+        for name in found.keys() & before.keys():
+            if found[name] is not before[name] and self._is_consumed(before[name], found[name]):
+                found[name] = before[name]
+        self._names, self._parameters = list(found), list(found.values())
+        self._columns = [
+            columns.get(n) or (self._new_column(n, p) if p.requires_grad and not is_lazy(p) else 0)
+            for n, p in found.items()
+        ]
+        self._versions = {id(p): self._versions.get(id(p), _version(p)) for p in self._parameters}
+        self._marks = bytearray()
+        self._remembered = []
+        self._carried.cover(self._parameters, self._columns)
+        self._shards.cover(
+            {
+                column: p
+                for column, p in zip(self._columns, self._parameters, strict=True)
+                if column and is_sharded(p)
+            }
+        )
+
+    def _is_as_before(self) -> bool:
+        """Whether the modules hold what they held; no walk by name, as it is asked at each step."""
+        names, things = self._held
+        now = self._all_held()
+        return (
+            len(now) == len(things) > 0
+            and all(map(operator.is_, now, things))
+            and self._names_of_held() == names
+        )
+
+    def _names_of_held(self) -> list[str]:
+        return list(chain.from_iterable(self._holders))
+
+    def _all_held(self) -> list[Any]:
+        return list(chain.from_iterable(map(dict.values, self._holders)))
+
+    def _is_consumed(self, before: Tensor, now: Tensor) -> bool:
+        """Whether the gradient goes to a parameter that the module does not show for the moment.
+
+        FSDP2 puts the gathered parameter in the place of the sharded one while it is in use.
+        """
+        if now.grad is not None or before.grad is None:
+            return False
+        return not self._optimizers or any(id(before) in stepped_by(o) for o in self._optimizers)
 
     def _new_column(self, name: str, parameter: Tensor) -> int:
         module, _, last = name.rpartition(".")
@@ -118,17 +239,19 @@ class ParameterReader:
             groups.setdefault(self._parameters[i].device, []).append(i)
         return list(groups.items())
 
-    def _of_others(self, optimizer: Optimizer | None) -> set[int]:
+    def _of_others(self, optimizer: Any) -> set[int]:
         """The parameters that only other optimizers step, by identity."""
         others: set[int] = set()
         if optimizer is not None and len(self._optimizers) > 1:
-            mine = _stepped_by(optimizer)
+            mine = stepped_by(optimizer)
             for each in self._optimizers:
-                others |= _stepped_by(each) - mine
+                others |= stepped_by(each) - mine
         return others
 
     def _take(self, others: set[int], scale: Tensor | None, *, unclipped: bool) -> None:
         """Take the gradients that were not measured yet, without those of some parameters."""
+        if not self._looked:
+            self._look()
         if scale is not None or self._buffer.histograms:
             left = with_gradient(self._parameters, others)
         else:
@@ -148,11 +271,11 @@ class ParameterReader:
         for name in scaled if scale is not None else ():
             found = self._buffer.get(device, name, columns)
             self._buffer.put(device, name, columns, _unscaled(found, scale))
-        for column, grad in zip(columns, tensors, strict=True):
+        for column, parameter, grad in zip(columns, parameters, tensors, strict=True):
             if grad.is_sparse:
                 self._count_what_is_not_stored(column, grad)
-            elif type(grad) is not Tensor and hasattr(grad, "device_mesh"):
-                self._sharded[column] = grad
+            elif is_sharded(grad):
+                self._shards.note(column, parameter, grad, scale, unclipped=unclipped)
             if self._buffer.histograms:
                 counts = reductions.log2_histogram(reductions.sample(grad))
                 self._buffer.put_histogram(column, counts)
@@ -167,8 +290,8 @@ class ParameterReader:
             share.fill_(1.0)
 
 
-def _stepped_by(optimizer: Optimizer) -> set[int]:
-    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+def _version(parameter: Tensor) -> int:
+    return 0 if is_lazy(parameter) or parameter.is_inference() else parameter._version
 
 
 def _unscaled(values: Tensor, scale: Tensor | None) -> Tensor:

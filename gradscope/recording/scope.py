@@ -7,8 +7,9 @@ compiled code do not notice. Whatever of this runs within the user's calls runs 
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from threading import get_ident
 from types import TracebackType
@@ -16,18 +17,21 @@ from typing import Any, Self
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from gradscope.errors import GradscopeError, RecorderError
 from gradscope.recording.assemble import complete, git_revision, ordered
 from gradscope.recording.buffer import Row, StatisticsBuffer, finish, histograms
 from gradscope.recording.calls import ModuleCalls, is_ours
+from gradscope.recording.groups import Groups
 from gradscope.recording.guard import Guard, say
 from gradscope.recording.loss_scale import LossScale
+from gradscope.recording.loss_side import LossReader
 from gradscope.recording.meters import Meters
+from gradscope.recording.notes import Notes
+from gradscope.recording.optimizers import Arguments, StepHooks, before_it_is_used, innermost
 from gradscope.recording.outputs import ForwardReader
 from gradscope.recording.parameters import ParameterReader
+from gradscope.recording.strangers import Strangers
 from gradscope.trace.table import RecordedStep, Trace
 from gradscope.trace.vocabulary import STATISTICS
 
@@ -39,7 +43,7 @@ _WATCHED: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Scope]] = weakref.Wea
 
 def watch(
     model: nn.Module,
-    optimizer: Optimizer | Iterable[Optimizer] | None = None,
+    optimizer: Any = None,
     *,
     every: int = DEFAULT_EVERY,
     activations: bool = True,
@@ -52,7 +56,9 @@ def watch(
 
     Args:
         model: any module; wrapped ones (DDP, FSDP, compiled) too.
-        optimizer: one or several; their ``step()`` ends a step. Without, call ``scope.step()``.
+        optimizer: one or several; their ``step()`` ends a step. What wraps one (Accelerate,
+            Transformers, Lightning, Opacus, fastai, SAM, Lookahead) is unwrapped. Without, call
+            ``scope.step()``.
         every: record every so many steps, beginning with the first; by default so few that the
             step is no more than one per cent slower on average.
         activations: record module outputs and their gradients too, not only parameter gradients.
@@ -86,16 +92,7 @@ def watch(
         raise RecorderError(
             f"every={every} must be at least 1 and max_steps={max_steps} at least 32"
         )
-    if optimizer is None:
-        optimizers: Sequence[Optimizer] = ()
-    else:
-        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-    for each in optimizers:
-        if not isinstance(each, Optimizer):
-            raise RecorderError(
-                f"watch() needs a torch.optim.Optimizer, got {type(each).__name__}; "
-                "pass the optimizer itself, or leave it out and call scope.step()"
-            )
+    optimizers = innermost(optimizer)
     existing = _WATCHED.get(_unwrapped(model))
     if existing is not None and existing() is not None:
         raise RecorderError(
@@ -124,7 +121,7 @@ class Scope:
     def __init__(
         self,
         model: nn.Module,
-        optimizers: Sequence[Optimizer],
+        optimizers: Sequence[Any],
         buffer: StatisticsBuffer,
         *,
         activations: bool,
@@ -143,28 +140,33 @@ class Scope:
         self._scaler = LossScale(scaler, buffer)
         self._meters = Meters(buffer)
         self._guard = Guard(self._stand_aside)
+        self._loss = LossReader(buffer)
+        self._notes = Notes(model)
         self._parameters = ParameterReader(model, optimizers, buffer, self._meters)
+        self._groups = Groups(model, optimizers)
+        self._strangers = Strangers(model)
         self._forward = ForwardReader(
             model,
             buffer,
             self._meters,
             self._guard,
+            self._loss,
             norms_only=norms_only,
+            before_backward=self._before_backward,
             after_backward=self._after_backward,
             on_another_pass=self._on_another_pass,
             on_compiled=self._on_compiled,
+            on_first_pass=self._on_first_pass,
         )
         self._step = 0
+        self._begun: set[int] = set()
         self._stepped: set[int] = set()
         self._measured = False
         self._recording = False
         self._trace: Trace | None = None
-        self._handles: list[RemovableHandle] = []
         before = self._guard.wrap("before the optimizer's step", self._before_step)
         after = self._guard.wrap("after the optimizer's step", self._after_step)
-        for each in optimizers:
-            self._handles.append(each.register_step_pre_hook(before))
-            self._handles.append(each.register_step_post_hook(after))
+        self._steps = [StepHooks(each, before, after) for each in optimizers]
         _WATCHED[_unwrapped(model)] = weakref.ref(self)
         # A scope that is forgotten leaves the modules to themselves.
         weakref.finalize(self, ModuleCalls.detach, self._forward.calls).atexit = False
@@ -197,6 +199,7 @@ class Scope:
         """Detach from the model and the optimizers; the trace stays available."""
         if self._trace is not None:
             return
+        self._guard.wrap("at its end", self._look_for_unseen_steps)()
         self._leave()
         self._guard.wrap("at its end", self._buffer.release)()
         self._trace = self.trace()
@@ -224,8 +227,9 @@ class Scope:
         self._recording = False
         self._forward.calls.detach()
         self._forward.leave()
-        for handle in self._handles:
-            handle.remove()
+        for each in self._steps:
+            each.remove()
+        self._parameters.leave()
         _WATCHED.pop(_unwrapped(self._model), None)
 
     def _stand_aside(self, fault: str) -> None:
@@ -244,6 +248,7 @@ class Scope:
 
     def _arm(self) -> None:
         self._measured = False
+        self._begun.clear()
         self._stepped.clear()
         self._recording = self._buffer.wants(self._step)
         if not self._recording:
@@ -251,6 +256,7 @@ class Scope:
             return
         self._buffer.begin()
         self._scaler.begin()
+        self._loss.begin(self._step)
         self._parameters.begin()
         self._forward.begin()
         if self._activations:
@@ -265,6 +271,11 @@ class Scope:
         elif not calls:
             calls.attach({id(m): m for m in self._model.modules()})
 
+    def _on_first_pass(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._notes.take(module, args, output)
+        if module is self._model:
+            self._strangers.look(args, output)
+
     def _on_compiled(self) -> None:
         self._cannot_see(_COMPILED)
 
@@ -272,6 +283,12 @@ class Scope:
         self._activations = False
         self._forward.calls.detach()
         self._say(blind_spot)
+
+    def _look_for_unseen_steps(self) -> None:
+        if not self._step and self._parameters.trained():
+            self._say(_NO_STEP)
+        elif any(each.misses_steps() for each in self._steps):
+            self._say(_REPLACED)
 
     def _say(self, blind_spot: str) -> None:
         self.blind_spots = (*self.blind_spots, blind_spot)
@@ -281,27 +298,52 @@ class Scope:
         if self._scaler.updated():  # a GradScaler went on without calling optimizer.step()
             self._end_step(skipped=True)
 
+    def _before_backward(self) -> None:
+        if self._recording:
+            self._parameters.before_backward()
+
     def _after_backward(self) -> None:
         if not self._recording:
             return
+        for each in self._steps:
+            each.look_again()
         self._scaler.remember()
-        self._parameters.after_backward(self._scaler.scale())
+        stepped = [each for each in self._optimizers if id(each) in self._stepped]
+        self._parameters.after_backward(self._scaler.scale(), stepped)
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def _before_step(
+        self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Arguments | None:
         if id(optimizer) in self._stepped:  # a new round, though some optimizer never stepped
             self._end_step()
+        first = id(optimizer) not in self._begun  # a step may call that of its base class
+        self._begun.add(id(optimizer))
         if not self._recording:
-            return
-        closure = kwargs.get("closure") is not None or any(callable(a) for a in args[1:])
+            return None
+        self._groups.note(self._step, optimizer)
         scale = self._scaler.left_to(optimizer)
-        if not closure:
-            self._parameters.measure(optimizer, scale)
-        if not self._norms_only:
-            self._parameters.remember_weights(optimizer)
-        self._measured = not closure
+        self._measured = False
 
-    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        def measure() -> None:
+            nonlocal first
+            if self._recording:
+                self._measured = True
+                self._parameters.measure(optimizer, scale)
+                if first and not self._norms_only:
+                    self._parameters.remember_weights(optimizer)
+                first = False
+
+        guarded = self._guard.wrap("before the optimizer's step", measure)
+        with_closure = before_it_is_used((args, kwargs), guarded)
+        if with_closure is None:
+            measure()
+        return with_closure
+
+    def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         del args, kwargs
+        if id(optimizer) not in self._begun:  # the step around one that ended already
+            return
+        self._begun.discard(id(optimizer))
         if self._recording:
             if not self._measured:
                 self._parameters.measure(optimizer)
@@ -313,7 +355,8 @@ class Scope:
 
     def _end_step(self, *, skipped: bool = False) -> None:
         if self._recording:
-            self._parameters.end()
+            for blind_spot in self._parameters.end():
+                self._say(blind_spot)
             seen = self._forward.end()
             self._meters.end()
             scaled = frozenset(self._forward.gradients if self._scaler.active else ())
@@ -327,14 +370,20 @@ class Scope:
     def _build_trace(self, rows: list[Row]) -> Trace:
         columns = self._buffer.columns
         values, present = finish(rows, columns)
-        structure = complete(self._forward.structure, self._model, self._parameters.ever())
+        steps = tuple(row.step for row in rows)
+        known, ever = self._forward.structure, self._parameters.ever()
+        structure = complete(known, self._model, ever, self._groups, self._strangers)
+        structure = dataclasses.replace(
+            self._notes.added(structure), loss=self._loss.side(steps, scaled=self._scaler.active)
+        )
         return Trace(
             tensors=ordered(columns, structure),
-            steps=tuple(row.step for row in rows),
+            steps=steps,
             values=values,
             present=present,
             structure=structure,
             histograms=histograms(rows, len(columns)),
+            logged=self._groups.logged(steps),
             metadata={
                 "torch": torch.__version__,
                 "git": git_revision(),
@@ -350,6 +399,15 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     inner = getattr(model, "_orig_mod", None)
     return inner if isinstance(inner, nn.Module) else model
 
+
+_NO_STEP = (
+    "no optimizer.step() was seen; call scope.step() after each step, and leave the optimizer out "
+    "of watch()"
+)
+
+_REPLACED = (
+    "optimizer.step was replaced while watching; steps after that were not seen; replace it first"
+)
 
 _COMPILED = (
     "the model is compiled: its parameter gradients are recorded, its activations cannot be; "

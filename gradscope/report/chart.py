@@ -29,6 +29,8 @@ class Key:
     """Index into the palette; -1 for the colour of text."""
     dash: str = "solid"
     symbol: str = ""
+    hides: dict[str, Any] = field(default_factory=dict)
+    """What a click on it hides: ``{"f": factor, "l": level}`` or ``{"k": kind of trace}``."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class Panel:
     Kept as plain dicts, which are drawn a hundred times faster than objects that check themselves.
     Each trace says in ``meta`` which variant it draws, so that a filter can hide it: ``{"v":
     index}`` for a whole trace, ``{"rows": [index, ...]}`` for a heat map or marks with one row per
-    variant, along y. ``{"c": index}`` is the colour's place in the palette.
+    variant, along y. ``{"c": index}`` is the colour's place in the palette, ``{"k": name}`` the
+    kind of trace that a legend can hide, ``"styled"`` says that colour, dash and symbol tell
+    variants apart.
     """
 
     title: str
@@ -57,11 +61,14 @@ class Panel:
 
 
 def _spelt_out(trace: dict[str, Any]) -> dict[str, Any]:
-    """A trace with the hover text of a heat map for each cell, which the page repeats itself."""
-    if trace.get("type") == "heatmap" and trace["meta"].get("per_row"):
-        columns = len(trace["z"][0]) if len(trace["z"]) else 0
-        return {**trace, "text": [[name] * columns for name in trace["text"]]}
-    return trace
+    """A trace with what the page repeats itself: the text of each cell, and powers of ten."""
+    if trace.get("type") != "heatmap" or not trace["meta"].get("per_row"):
+        return trace
+    columns = len(trace["z"][0]) if len(trace["z"]) else 0
+    spelt = {**trace, "text": [[name] * columns for name in trace["text"]]}
+    if "customdata" in trace["hovertemplate"]:
+        spelt["customdata"] = 10.0 ** trace["z"]
+    return spelt
 
 
 @dataclass(frozen=True)

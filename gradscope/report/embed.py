@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from gradscope.report.chart import PALETTE, PALETTE_DARK, Chart
+from gradscope.report.chart import DASHES, PALETTE, PALETTE_DARK, SYMBOLS, Chart
+from gradscope.report.scheme import Scheme
 from gradscope.study.effects import METRICS
 from gradscope.study.tables import Tables
 
@@ -81,13 +82,14 @@ def template_text(name: str) -> str:
     return resources.files("gradscope.report").joinpath("templates", name).read_text("utf-8")
 
 
-def study_data(tables: Tables) -> dict[str, Any]:
-    """What the filters work on: factors, variants, and the outcomes of each cell."""
+def study_data(tables: Tables, scheme: Scheme, charts: Mapping[str, Chart]) -> dict[str, Any]:
+    """What filters and legends work on, so that no figure is read before it is drawn."""
     of = tables.variant_of
     rows = tables.cell_rows
     return {
         "factors": [{"name": f.name, "levels": f.levels} for f in tables.factors],
         "variants": [{"label": v.label, "levels": v.levels} for v in tables.variants],
+        "noun": "runs" if tables.kind == "traces" else "cells",
         "cells": [
             {
                 "v": of[i],
@@ -99,6 +101,12 @@ def study_data(tables: Tables) -> dict[str, Any]:
             for i, row in enumerate(rows)
         ],
         "palette": {"light": PALETTE, "dark": PALETTE_DARK},
+        "dashes": DASHES,
+        "symbols": SYMBOLS,
+        "legends": {
+            key: [vars(k) for k in chart.legend] for key, chart in charts.items() if chart.legend
+        },
+        "scheme": {"colour": scheme.colour_by, "dash": scheme.dash_by},
     }
 
 
@@ -108,9 +116,23 @@ def finite(value: float) -> float | None:
 
 
 def chart_data(chart: Chart) -> dict[str, Any]:
-    """The figures of one chart as the script draws them."""
-    panels = [_jsonable({"data": p.data, "layout": p.layout}) for p in chart.panels]
-    return {"panels": panels, "lines": chart.lines, "options": chart.options}
+    """The figures of one chart as the script draws them; names of points stand once."""
+    names: dict[tuple[str, ...], int] = {}
+    panels = []
+    for panel in chart.panels:
+        data = [
+            {**trace, "text": names.setdefault(tuple(trace["text"]), len(names))}
+            if trace.get("meta", {}).get("styled") and trace.get("text")
+            else trace
+            for trace in panel.data
+        ]
+        panels.append(_jsonable({"title": panel.title, "data": data, "layout": panel.layout}))
+    return {
+        "panels": panels,
+        "names": list(names),
+        "lines": chart.lines,
+        "options": chart.options,
+    }
 
 
 def _jsonable(value: Any) -> Any:
@@ -134,9 +156,7 @@ def _packed_array(values: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, st
 def table_data(tables: Tables, files: Mapping[str, str]) -> dict[str, Any]:
     """Tables by columns; texts as codes into their distinct values."""
     found: dict[str, Any] = {}
-    for name, frame in tables.frames.items():
-        if not len(frame):
-            continue
+    for name, frame in tables.published.items():
         if frame.size > EMBED_LIMIT:
             found[name] = {"file": files.get(name, "")}
             continue

@@ -104,9 +104,11 @@ def _legend(factors: Sequence[Factor], colour_by: int, dash_by: int) -> tuple[Ke
         factor = factors[colour_by]
         for i, level in enumerate(factor.levels):
             symbol = SYMBOLS[i % len(SYMBOLS)]
-            keys.append(Key(f"{factor.name} {level}", i % len(PALETTE), "solid", symbol))
+            hides = {"f": colour_by, "l": i}
+            keys.append(Key(f"{factor.name} {level}", i % len(PALETTE), "solid", symbol, hides))
     if dash_by >= 0:
         factor = factors[dash_by]
         for i, level in enumerate(factor.levels):
-            keys.append(Key(f"{factor.name} {level}", -1, DASHES[i % len(DASHES)]))
+            dash = DASHES[i % len(DASHES)]
+            keys.append(Key(f"{factor.name} {level}", -1, dash, hides={"f": dash_by, "l": i}))
     return tuple(keys)

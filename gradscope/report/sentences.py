@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from gradscope.report.claims import explained, strongest
 from gradscope.study import labels
-from gradscope.study.effects import METRICS, Effect, Metric
+from gradscope.study.effects import Effect
+from gradscope.study.outcome import NOT_LEARNING
 from gradscope.study.tables import Tables
-
-VERDICTS = {
-    "healthy": "healthy",
-    "vanishing": "vanishing",
-    "exploding": "exploding",
-    "dead": "dead",
-    "non-finite": "non-finite",
-    "disconnected": "disconnected",
-    "inconclusive": "inconclusive",
-}
-"""Verdict of the diagnosis -> how it stands after "is" or "are"."""
 
 
 def opening(tables: Tables, found: Sequence[Effect]) -> tuple[str, ...]:
@@ -34,11 +25,9 @@ def opening(tables: Tables, found: Sequence[Effect]) -> tuple[str, ...]:
     Returns:
         Sentences, not escaped; the first says what was run and how its gradients are.
     """
-    sentences = [health(tables), *extremes(tables)]
-    for key in ("drift", "accuracy"):
-        sentence = strongest(tables, found, key)
-        if sentence:
-            sentences.append(sentence)
+    sentences = [health(tables), *extremes(tables), learning(tables)]
+    sentences += [strongest(tables, found, key) for key in ("drift", "accuracy")]
+    sentences += explained(tables, found)
     if not any(e.metric == "accuracy" for e in found):
         sentences += best(tables)
     return tuple(s for s in sentences if s)
@@ -49,17 +38,17 @@ def health(tables: Tables) -> str:
     verdicts = Counter(r.verdict for r in tables.readings if r.verdict)
     judged = sum(verdicts.values())
     total = len(tables.readings)
+    noun = "run" if tables.kind == "traces" else "cell"
     if not judged:
-        return f"None of the {labels.count(total, 'cell')} has a recorded gradient yet."
+        return f"None of the {labels.count(total, noun)} has a recorded gradient yet."
     if total == 1:
-        return f"The gradient is {VERDICTS.get(next(iter(verdicts)), next(iter(verdicts)))}."
+        return f"The gradient is {next(iter(verdicts))}."
     if len(verdicts) == 1 and judged == total:
         verdict = next(iter(verdicts))
-        return f"All {total} cells are {VERDICTS.get(verdict, verdict)}."
-    parts = [
-        f"{n} {'is' if n == 1 else 'are'} {VERDICTS.get(v, v)}" for v, n in verdicts.most_common()
-    ]
-    of = f"{judged} of {total} cells that have a gradient" if judged < total else f"{total} cells"
+        return f"All {total} {noun}s are {verdict}."
+    parts = [f"{n} {'is' if n == 1 else 'are'} {v}" for v, n in verdicts.most_common()]
+    of = f"{judged} of {total} {noun}s that have a gradient"
+    of = of if judged < total else f"{total} {noun}s"
     return f"Of the {of}, {labels.listed(parts, 8)}."
 
 
@@ -80,8 +69,7 @@ def extremes(tables: Tables) -> list[str]:
         assert reading.flow is not None
         flow = reading.flow
         through = labels.count(len(flow.blocks), "block")
-        per_block = f"{_drift(flow.slope)} decades per block"
-        return [f"On its way back through {through} it {per_block}; {_change(flow.total)}."]
+        return [f"On its way back through {through} its norm {_change(flow.total, flow.slope)}."]
     flattest = min(slopes, key=lambda s: abs(s[1]))
     flat = f"the flattest ({flattest[0].label}) {_drift(flattest[1])}"
     return [f"The steepest variant ({steepest[0].label}) {words}; {flat}."]
@@ -92,64 +80,29 @@ def _drift(slope: float) -> str:
     return f"{verb} {labels.number(abs(slope), 2)}"
 
 
-def _change(decades: float) -> str:
+def _change(decades: float, slope: float) -> str:
+    """What the norm does in all; per block too, where the typical block does the same."""
     if abs(decades) < 0.005:
-        return "in all its norm stays as it was"
+        return "stays as it was"
     verb = "shrinks" if decades < 0 else "grows"
-    return f"in all its norm {verb} by {labels.number(abs(decades), 2)} decades"
+    size = abs(decades)
+    factor = f"{float(f'{10**size:.2g}'):,.4g}" if size < 4 else f"10^{size:.1f}"
+    words = f"{verb} by a factor of {factor} ({labels.number(size, 2)} decades)"
+    if decades * slope > 0:
+        words += f", {labels.number(abs(slope), 2)} decades in a typical block"
+    return words
 
 
-def strongest(tables: Tables, found: Sequence[Effect], key: str) -> str:
-    """The factor that moves one metric most, and how sure that is."""
-    metric = next(m for m in METRICS if m.key == key)
-    main = [e for e in found if e.metric == key and e.is_main]
-    if not main:
+def learning(tables: Tables) -> str:
+    """How many of the cells that were trained to the end learned nothing."""
+    idle = [row for row in tables.cell_rows if row["status"] == NOT_LEARNING]
+    if not idle:
         return ""
-    top = max(main, key=lambda e: abs(e.estimate))
-    if tables.n_seeds > 1 and not any(e.is_certain for e in main):
-        return (
-            f"No factor's effect on the {metric.title.lower()} can be told from the spread over "
-            f"seeds; the largest estimate is {_estimate(top, metric)} for {_contrast(top)}."
-        )
-    if tables.n_seeds > 1:
-        top = max((e for e in main if e.is_certain), key=lambda e: abs(e.estimate))
-    if key == "drift":
-        return _drift_sentence(top)
-    direction = "gains" if top.estimate > 0 else "loses"
+    do = "does" if len(idle) == 1 else "do"
     return (
-        f"Validation accuracy moves most with {top.factor}: {top.factor} {top.level} {direction} "
-        f"{labels.number(abs(top.estimate), 3)} points against {top.reference}{_certainty(top)}."
+        f"{len(idle)} of {labels.count(len(tables.readings), 'cell')} {do} not learn: the loss is "
+        "not below that of chance, and the accuracy is within what guessing gives."
     )
-
-
-def _drift_sentence(top: Effect) -> str:
-    calm, steep = sorted(
-        ((top.level_mean, top.level), (top.reference_mean, top.reference)), key=lambda m: m[0]
-    )
-    saved = f", {labels.percent(1 - calm[0] / steep[0], 0)} less" if steep[0] > 0 else ""
-    return (
-        f"What moves the gradient most is {top.factor}: with {top.factor} {steep[1]} it decays or "
-        f"grows by {labels.number(steep[0], 2)} decades per block, with {top.factor} {calm[1]} by "
-        f"{labels.number(calm[0], 2)}{saved}{_certainty(top)}."
-    )
-
-
-def _certainty(effect: Effect) -> str:
-    pairs = labels.count(effect.n_pairs, "pair")
-    if math.isfinite(effect.low):
-        return (
-            f" (difference {labels.signed(effect.estimate)}, 95 % interval "
-            f"{labels.signed(effect.low)} to {labels.signed(effect.high)} over seeds, {pairs})"
-        )
-    return f" (mean of {pairs} that differ in nothing else; one seed, so no interval)"
-
-
-def _estimate(effect: Effect, metric: Metric) -> str:
-    return f"{labels.signed(effect.estimate)} {metric.unit}".strip()
-
-
-def _contrast(effect: Effect) -> str:
-    return f"{effect.factor} {effect.level} against {effect.reference}"
 
 
 def best(tables: Tables) -> list[str]:
@@ -191,7 +144,7 @@ def completeness(tables: Tables) -> tuple[str, ...]:
 
 def certainty(tables: Tables) -> str:
     """How sure the comparisons are."""
-    if len(tables.variants) < 2:
+    if len(tables.variants) < 2 or tables.kind == "traces":
         return ""
     n = tables.n_seeds
     if n < 2:
@@ -204,42 +157,3 @@ def certainty(tables: Tables) -> str:
         "within a seed, with Welch-Satterthwaite degrees of freedom. p-values are corrected for "
         "all comparisons on the same metric (Holm)."
     )
-
-
-def effect_sentences(found: Iterable[Effect]) -> tuple[str, ...]:
-    """For each metric, what can be said of its main effects and interactions."""
-    effects = list(found)
-    sentences = []
-    for metric in METRICS:
-        of_metric = [e for e in effects if e.metric == metric.key]
-        if not of_metric or metric.key == "slope":
-            continue
-        sentences.append(_metric_sentence(metric, of_metric))
-    return tuple(sentences)
-
-
-def _metric_sentence(metric: Metric, found: Sequence[Effect]) -> str:
-    unit = f" {metric.unit}" if metric.unit else ""
-    if any(math.isfinite(e.p_holm) for e in found):
-        certain = sorted((e for e in found if e.is_certain), key=lambda e: -abs(e.estimate))
-        if not certain:
-            return f"{metric.title}: no effect stands out from the spread over seeds."
-        words = [f"{_short(e)} {labels.signed(e.estimate)}{unit}" for e in certain]
-        return (
-            f"{metric.title}: {len(certain)} of {len(found)} comparisons differ from zero after "
-            f"correction, the largest {labels.listed(words, 4)}."
-        )
-    main = sorted((e for e in found if e.is_main), key=lambda e: -abs(e.estimate))
-    words = [f"{_short(e)} {labels.signed(e.estimate)}{unit}" for e in main[:3]]
-    mixed = [e for e in main[:3] if e.smallest < 0 < e.largest]
-    sentence = f"{metric.title}: the largest differences are {labels.listed(words)}."
-    if mixed:
-        names = labels.listed(dict.fromkeys(e.factor for e in mixed))
-        sentence += f" The sign of that of {names} depends on the other factors."
-    return sentence
-
-
-def _short(effect: Effect) -> str:
-    if effect.is_main:
-        return f"{effect.factor} {effect.level} against {effect.reference}"
-    return f"{effect.factor} {effect.level} with {effect.by} {effect.by_level}"

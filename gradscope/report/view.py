@@ -3,93 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
 import pandas as pd
 
-from gradscope.report.embed import finite
 from gradscope.study import labels
+from gradscope.study.columns import class_names
 from gradscope.study.effects import METRICS, Effect, Metric
 from gradscope.study.tables import Tables
-
-
-@dataclass(frozen=True)
-class Column:
-    """One column of a table on the page."""
-
-    key: str
-    title: str
-    hint: str = ""
-    is_number: bool = False
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One entry of a table on the page: what is shown, and what is sorted by."""
-
-    text: str
-    value: float | str | None = None
-    badge: str = ""
-    """Kind of badge, where it is one."""
-
-
-def columns(tables: Tables) -> list[Column]:
-    """The columns of the table of cells."""
-    columns = [Column(f"factor.{f.name}", f.name) for f in tables.factors]
-    if not columns:
-        columns = [Column("variant", "cell")]
-    if tables.n_seeds > 1:
-        columns.append(Column("seed", "seed", is_number=True))
-    measured = [
-        Column("status", "status"),
-        Column("verdict", "gradient", "verdict of the diagnosis"),
-        Column("slope", "slope", "decades per block, going backwards", is_number=True),
-        Column("total_decades", "in all", "decades from the last block to the first", True),
-        Column("final_loss", "loss", "training loss of the last epoch", is_number=True),
-        Column("val_accuracy", "accuracy", "validation, after the last epoch", is_number=True),
-        Column("gap", "gap", "training less validation accuracy", is_number=True),
-        Column("duration_s", "time", is_number=True),
-    ]
-    known = tables.frames["cells"].notna().any()
-    return [*columns, *(c for c in measured if known[c.key])]
-
-
-def rows(tables: Tables) -> list[tuple[int, str, list[Entry]]]:
-    """Index of the variant, id of the cell, and an entry per column."""
-    of = tables.variant_of
-    rows = []
-    shown = columns(tables)
-    for i, row in enumerate(tables.cell_rows):
-        entries = [_entry(column, row) for column in shown]
-        for place, factor in enumerate(tables.factors):
-            level = tables.variants[of[i]].levels[place]
-            entries[place] = Entry(factor.levels[level] if level >= 0 else labels.MISSING, level)
-        rows.append((of[i], str(row["cell"]), entries))
-    return rows
-
-
-_WRITTEN: dict[str, Callable[[float], str]] = {
-    "val_accuracy": labels.percent,
-    "gap": labels.percent,
-    "duration_s": labels.duration,
-    "seed": "{:.0f}".format,
-    "slope": labels.fixed,
-    "total_decades": labels.fixed,
-}
-"""Column -> how its numbers are written, where not at three significant digits."""
-
-
-def _entry(column: Column, row: Mapping[str, Any]) -> Entry:
-    value = row[column.key]
-    if column.key in ("status", "verdict"):
-        return Entry(value or labels.MISSING, value, badge=value)
-    if not column.is_number:
-        return Entry(str(value), str(value))
-    written = _WRITTEN.get(column.key, labels.number)
-    return Entry(written(float(value)), finite(float(value)))
 
 
 def badges(tables: Tables) -> list[tuple[str, int]]:
@@ -145,7 +69,9 @@ def findings(tables: Tables) -> list[FindingGroup]:
     order = {"error": 0, "warning": 1, "info": 2}
     of = {r.result.id: tables.variant_of[i] for i, r in enumerate(tables.readings)}
     frame = tables.frames["findings"]
-    groups = []
+    groups: list[FindingGroup] = []
+    if not len(frame):
+        return groups
     for (kind, severity), rows in frame.groupby(["kind", "severity"], sort=False):
         variants = [of[str(cell)] for cell in rows["cell"]]
         several = len(tables.variants) > 1
@@ -158,7 +84,7 @@ def findings(tables: Tables) -> list[FindingGroup]:
                 str(kind),
                 str(severity),
                 tuple(dict.fromkeys(rows["message"])),
-                tuple(dict.fromkeys(rows["remedy"])),
+                tuple(filter(None, dict.fromkeys(rows["remedy"]))),
                 tuple(zip(places, rows["evidence"], variants, strict=True)),
                 rows["cell"].nunique(),
             )
@@ -176,16 +102,56 @@ def provenance(tables: Tables) -> list[tuple[str, str]]:
             if text and text not in found.setdefault(str(name), []):
                 found[str(name)].append(text)
     seconds = [r.result.duration_s for r in tables.readings if r.result.duration_s]
-    seeds = sorted({r.result.seed for r in tables.readings})
-    lines = [
-        ("study", tables.study.name),
-        ("cells", f"{len(tables.readings)} ({labels.count(len(tables.variants), 'variant')})"),
-        ("seeds", ", ".join(str(s) for s in seeds)),
-    ]
+    lines = [("network" if tables.kind == "trace" else "study", tables.study.name)]
+    if tables.kind in ("study", "studies"):
+        description = tables.study.grid.get("description")
+        if description:
+            lines.append(("description", labels.text(description)))
+        seeds = sorted({r.result.seed for r in tables.readings})
+        cells = f"{len(tables.readings)} ({labels.count(len(tables.variants), 'variant')})"
+        lines += [("cells", cells), ("seeds", ", ".join(str(s) for s in seeds))]
+    lines += [*_data(tables), *_networks(tables)]
     if seconds:
         lines.append(("run time", f"{labels.duration(sum(seconds))} over all cells"))
     lines += [(name, labels.listed(values, 8)) for name, values in found.items()]
     return [*lines, ("report", f"gradscope {metadata.version('gradscope-torch')}")]
+
+
+def _data(tables: Tables) -> list[tuple[str, str]]:
+    """Classes, and how many images of each were validated on."""
+    counts: dict[str, int] = {}
+    for reading in tables.readings:
+        epochs = reading.result.history.epochs
+        if epochs and epochs[-1].confusion:
+            totals = [sum(row) for row in epochs[-1].confusion]
+            counts = dict(zip(class_names(reading.result), totals, strict=True))
+            break
+    if not counts:
+        return []
+    words = [f"{name} {n:,}" for name, n in counts.items()]
+    return [
+        ("classes", labels.listed(counts, 20)),
+        ("validation images", f"{sum(counts.values()):,}: {', '.join(words[:20])}"),
+    ]
+
+
+def _networks(tables: Tables) -> list[tuple[str, str]]:
+    """Layers, parameter tensors and parameters; the range over networks that differ."""
+    told = (
+        ("blocks", [len(r.flow.blocks) for r in tables.readings if r.flow is not None]),
+        ("layers with parameters", [r.n_layers for r in tables.readings if r.n_layers]),
+        ("parameter tensors", [r.n_tensors for r in tables.readings if r.n_tensors]),
+        (
+            "parameters",
+            [int(row["n_parameters"]) for row in tables.cell_rows if row["n_parameters"]],
+        ),
+    )
+    lines = []
+    for name, numbers in told:
+        if numbers:
+            low, high = min(numbers), max(numbers)
+            lines.append((name, f"{low:,}" if low == high else f"{low:,} to {high:,}"))
+    return lines
 
 
 def settings(tables: Tables) -> str:

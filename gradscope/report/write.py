@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradscope.errors import ConfigError
-from gradscope.study.results import Study
+from gradscope.study.merge import Source
 from gradscope.trace.table import Trace
 
 if TYPE_CHECKING:
@@ -17,14 +17,13 @@ if TYPE_CHECKING:
 
 __all__ = ["charts", "load", "write_report"]
 
-Source = Trace | Study | Sequence[Study]
-
 
 def write_report(source: Source, path: str | os.PathLike[str]) -> Path:
     """Write one offline HTML file, and the tables it was drawn from into a folder beside it.
 
     Args:
-        source: a trace, a study, or several studies to compare.
+        source: a trace or a study; or several traces, as a list or by name, or several studies:
+            they are laid side by side, traces matched layer by layer, studies cell by cell.
         path: where to; ``flow.html`` puts its tables into ``flow.tables``. Missing folders are
             made.
 
@@ -53,25 +52,39 @@ def load(paths: Sequence[Path]) -> Source:
     """What `write_report` draws, from paths.
 
     Args:
-        paths: folders that a grid was run into, or one Parquet file of a trace.
+        paths: folders that a grid was run into, or Parquet files of traces.
 
     Returns:
-        A trace, a study, or several studies.
+        A trace, a study, or several of one of them; several traces under the names of their files.
 
     Raises:
         GradscopeError: a path holds neither.
     """
     from gradscope.ablation.store import Store
 
-    if len(paths) == 1 and paths[0].is_file():
+    files = [path for path in paths if path.is_file()]
+    if len(files) == len(paths) == 1:
         return Trace.load(paths[0])
+    if len(files) == len(paths):
+        return dict(zip(_file_names(paths), map(Trace.load, paths), strict=True))
     for path in paths:
+        if path.is_file():
+            raise ConfigError(f"{path}: a trace, beside folders of runs; compare like with like")
         if not path.is_dir():
             raise ConfigError(
-                f"{path}: no such folder; give the folder that run-grid wrote, for example runs/hw5"
+                f"{path}: no such folder; give the folder that run-grid wrote, for example "
+                "runs/hw5, or a Parquet file of a trace"
             )
     studies = [Store.load(path) for path in paths]
     return studies[0] if len(studies) == 1 else studies
+
+
+def _file_names(paths: Sequence[Path]) -> list[str]:
+    """What tells files apart: their names, with folders or numbers where these are equal."""
+    for names in ([p.stem for p in paths], [str(p.with_suffix("")) for p in paths]):
+        if len(set(names)) == len(names):
+            return names
+    return [f"{path.stem} ({i + 1})" for i, path in enumerate(paths)]
 
 
 def charts(source: Source) -> dict[str, Chart]:
@@ -91,12 +104,18 @@ def charts(source: Source) -> dict[str, Chart]:
 def _prepare(source: Source) -> Drawing:
     from gradscope.report import scheme
     from gradscope.report.figures import gallery
-    from gradscope.study import effects, merge, tables
+    from gradscope.study import effects, match, merge, tables
 
-    study, traces = merge.as_study(source)
+    gathered = merge.gather(source)
+    study = gathered.study
     if not study.results:
         raise ConfigError(f"study '{study.name}': has no cells; run the grid first")
-    read = tables.read(study, traces)
-    found = effects.effects(read)
-    read.frames["effects"] = effects.to_frame(found)
+    read = tables.read(study, gathered.traces, gathered.kind)
+    found = () if gathered.kind == "traces" else effects.effects(read)
+    if found:
+        read.frames["effects"] = effects.to_frame(found)
+    if gathered.kind == "traces":
+        read.frames["matched"] = match.matched_layers(read, (0, -1))
+    elif gathered.kind == "studies":
+        read.frames["matched"] = match.matched_cells(read, gathered.factor)
     return gallery.Drawing(read, scheme.choose(read, found), found)

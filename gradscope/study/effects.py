@@ -9,6 +9,10 @@ Each difference is taken within a seed, so that what a seed does to all cells al
 spread of a difference over its seeds gives its variance, whatever that of the others, and
 Welch-Satterthwaite degrees of freedom give the interval of their mean. With one seed there is no
 such spread and so no interval: the differences over the other factors' levels are no substitute.
+
+Losses are compared by their logarithm, so that one that ran away does not outweigh all others. An
+estimate that would turn its sign or lose half its size without one pair is said to be carried by
+it, with the name of the variant.
 """
 
 from __future__ import annotations
@@ -21,12 +25,14 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy import stats
 
 from gradscope.study.tables import Factor, Tables
 
 CONFIDENCE = 0.95
 
+Floats = NDArray[np.float64]
 Levels = tuple[int, ...]
 Outcomes = Mapping[Levels, Mapping[int, float]]
 """Levels of a variant -> seed -> outcome."""
@@ -48,7 +54,7 @@ class Metric:
 METRICS = (
     Metric("drift", "Gradient decay or growth", "decades per block", lambda c: abs(c["slope"]), -1),
     Metric("slope", "Gradient slope, signed", "decades per block", lambda c: c["slope"], 0),
-    Metric("loss", "Final training loss", "", lambda c: c["final_loss"], -1),
+    Metric("loss", "Final training loss, log10", "decades", lambda c: c["log10_loss"], -1),
     Metric("accuracy", "Validation accuracy", "points", lambda c: 100 * c["val_accuracy"], +1),
 )
 
@@ -84,6 +90,14 @@ class Effect:
     level_mean: float = math.nan
     """Mean outcome at the level over the pairs; NaN for an interaction."""
     reference_mean: float = math.nan
+    error: float = math.nan
+    """Standard error of the estimate over seeds."""
+    freedom: float = math.nan
+    """Its degrees of freedom."""
+    carried_by: str = ""
+    """The variant without which the estimate turns its sign or loses half its size."""
+    without: float = math.nan
+    """The estimate without it."""
 
     @property
     def is_main(self) -> bool:
@@ -106,10 +120,15 @@ def effects(tables: Tables) -> tuple[Effect, ...]:
         Those comparisons that the study allows, metric by metric, main effects first.
     """
     found: list[Effect] = []
+    rows = tables.cell_rows
     for metric in METRICS:
-        outcomes = _outcomes(tables, metric)
+        outcomes = _outcomes(tables, rows, metric)
+        labels = {variant.levels: variant.label for variant in tables.variants}
         of_metric = [*_main(tables.factors, outcomes), *_interactions(tables.factors, outcomes)]
-        found += _corrected([_named(effect, metric) for effect in of_metric])
+        named = [
+            replace(e, metric=metric.key, **_carrier(p, outcomes, labels)) for e, p in of_metric
+        ]
+        found += _corrected(named)
     return tuple(found)
 
 
@@ -118,8 +137,7 @@ def to_frame(found: Iterable[Effect]) -> pd.DataFrame:
     return pd.DataFrame([vars(e) for e in found], columns=list(Effect.__dataclass_fields__))
 
 
-def _outcomes(tables: Tables, metric: Metric) -> Outcomes:
-    rows = tables.cell_rows
+def _outcomes(tables: Tables, rows: Sequence[dict[str, Any]], metric: Metric) -> Outcomes:
     found: dict[Levels, dict[int, float]] = {}
     for variant in tables.variants:
         values = {int(rows[i]["seed"]): float(metric.of(rows[i])) for i in variant.cells}
@@ -133,26 +151,49 @@ def _moved(levels: Levels, at: int, to: int) -> Levels:
     return (*levels[:at], to, *levels[at + 1 :])
 
 
-def _main(factors: Sequence[Factor], outcomes: Outcomes) -> Iterable[Effect]:
+@dataclass(frozen=True)
+class _Pair:
+    """Two variants that differ in one factor, or four that differ in two."""
+
+    terms: tuple[Levels, ...]
+    differences: Floats
+    """One per seed that all of them have."""
+
+
+def _main(
+    factors: Sequence[Factor], outcomes: Outcomes
+) -> Iterable[tuple[Effect, Sequence[_Pair]]]:
     for f, factor in enumerate(factors):
         for level in range(1, len(factor.levels)):
-            pairs = []
-            for levels in outcomes:
-                terms = (levels, _moved(levels, f, 0))
-                if levels[f] == level and terms[1] in outcomes:
-                    pairs.append(_differences(outcomes, terms, (1, -1)))
-            pairs = [pair for pair in pairs if pair.size]
+            pairs = _pairs(outcomes, {f: level}, (1, -1))
             if pairs:
                 means = _means(outcomes, f, level)
-                yield Effect(
+                effect = Effect(
                     "",
                     factor.name,
                     factor.levels[level],
                     factor.levels[0],
                     level_mean=means[0],
                     reference_mean=means[1],
-                    **estimate(pairs),
+                    **estimate([pair.differences for pair in pairs]),
                 )
+                yield effect, pairs
+
+
+def _pairs(outcomes: Outcomes, at: Mapping[int, int], signs: Sequence[int]) -> list[_Pair]:
+    """All pairs, or quadruples, whose first member has these levels of these factors."""
+    found = []
+    for levels in outcomes:
+        if any(levels[f] != level for f, level in at.items()):
+            continue
+        terms = [levels]
+        for f in at:
+            terms += [_moved(term, f, 0) for term in terms]
+        if all(term in outcomes for term in terms):
+            differences = _differences(outcomes, terms, signs)
+            if differences.size:
+                found.append(_Pair(tuple(terms), differences))
+    return found
 
 
 def _means(outcomes: Outcomes, f: int, level: int) -> tuple[float, float]:
@@ -167,25 +208,15 @@ def _means(outcomes: Outcomes, f: int, level: int) -> tuple[float, float]:
     return float(np.mean(at)), float(np.mean(reference))
 
 
-def _interactions(factors: Sequence[Factor], outcomes: Outcomes) -> Iterable[Effect]:
+def _interactions(
+    factors: Sequence[Factor], outcomes: Outcomes
+) -> Iterable[tuple[Effect, Sequence[_Pair]]]:
     for f, g in itertools.combinations(range(len(factors)), 2):
         for level in range(1, len(factors[f].levels)):
             for by_level in range(1, len(factors[g].levels)):
-                pairs = []
-                for levels in outcomes:
-                    if (levels[f], levels[g]) != (level, by_level):
-                        continue
-                    terms = (
-                        levels,
-                        _moved(levels, f, 0),
-                        _moved(levels, g, 0),
-                        _moved(_moved(levels, f, 0), g, 0),
-                    )
-                    if all(term in outcomes for term in terms):
-                        pairs.append(_differences(outcomes, terms, (1, -1, -1, 1)))
-                pairs = [pair for pair in pairs if pair.size]
+                pairs = _pairs(outcomes, {f: level, g: by_level}, (1, -1, -1, 1))
                 if pairs:
-                    yield Effect(
+                    effect = Effect(
                         "",
                         factors[f].name,
                         factors[f].levels[level],
@@ -193,13 +224,12 @@ def _interactions(factors: Sequence[Factor], outcomes: Outcomes) -> Iterable[Eff
                         factors[g].name,
                         factors[g].levels[by_level],
                         factors[g].levels[0],
-                        **estimate(pairs),
+                        **estimate([pair.differences for pair in pairs]),
                     )
+                    yield effect, pairs
 
 
-def _differences(
-    outcomes: Outcomes, terms: Sequence[Levels], signs: Sequence[int]
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def _differences(outcomes: Outcomes, terms: Sequence[Levels], signs: Sequence[int]) -> Floats:
     """The signed sum of the terms for each seed that all of them have."""
     seeds = sorted(set.intersection(*(set(outcomes[term]) for term in terms)))
     signed = zip(terms, signs, strict=True)
@@ -209,7 +239,31 @@ def _differences(
     return total
 
 
-def estimate(pairs: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]]) -> dict[str, Any]:
+def _carrier(
+    pairs: Sequence[_Pair], outcomes: Outcomes, labels: Mapping[Levels, str]
+) -> dict[str, Any]:
+    """Which variant carries an estimate, and what the estimate is without its pair; else nothing.
+
+    With two pairs nobody can tell which of them is the odd one.
+    """
+    if len(pairs) < 3:
+        return {}
+    means = np.array([pair.differences.mean() for pair in pairs])
+    whole = means.mean()
+    rest = (means.sum() - means) / (len(means) - 1)
+    odd = int(np.abs(rest - whole).argmax())
+    if np.isclose(rest[odd], whole, rtol=1e-9, atol=1e-12):
+        return {}
+    if rest[odd] * whole > 0 and abs(rest[odd]) >= abs(whole) / 2:
+        return {}
+    at = {term: float(np.mean(list(outcomes[term].values()))) for p in pairs for term in p.terms}
+    centres = [np.median([at[pair.terms[k]] for pair in pairs]) for k in range(len(pairs[0].terms))]
+    away = [abs(at[t] - centre) for t, centre in zip(pairs[odd].terms, centres, strict=True)]
+    variant = pairs[odd].terms[int(np.argmax(away))]
+    return {"carried_by": labels[variant], "without": float(rest[odd])}
+
+
+def estimate(pairs: Sequence[Floats]) -> dict[str, Any]:
     """Mean of the pairs' differences, with its interval over seeds.
 
     Args:
@@ -240,23 +294,30 @@ def estimate(pairs: Sequence[np.ndarray[tuple[int], np.dtype[np.float64]]]) -> d
     freedom = sum(v for v, _ in of_repeated) ** 2 / scatter
     error = math.sqrt(variance)
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
+    found["error"], found["freedom"] = error, freedom
     found["low"], found["high"] = found["estimate"] - half, found["estimate"] + half
     found["p"] = float(2 * stats.t.sf(abs(found["estimate"]) / error, freedom))
     return found
 
 
-def _named(effect: Effect, metric: Metric) -> Effect:
-    return replace(effect, metric=metric.key)
-
-
 def _corrected(found: list[Effect]) -> list[Effect]:
     """The same effects with p corrected by Holm's method over all of them that have one."""
-    from statsmodels.stats.multitest import multipletests
-
     tested = [i for i, e in enumerate(found) if math.isfinite(e.p)]
-    if not tested:
-        return found
-    corrected = multipletests([found[i].p for i in tested], method="holm")[1]
+    corrected = holm([found[i].p for i in tested])
     for i, p in zip(tested, corrected, strict=True):
-        found[i] = replace(found[i], p_holm=float(p))
+        found[i] = replace(found[i], p_holm=p)
     return found
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values corrected for their number, step by step (Holm 1979).
+
+    The k-th smallest counts as many times as are left, and no less than the one before. Here, since
+    that of statsmodels collects garbage over the whole process at each call.
+    """
+    corrected = [0.0] * len(p)
+    least = 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        least = max(least, min(1.0, (len(p) - rank) * p[i]))
+        corrected[i] = least
+    return corrected

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gradscope.diagnosis.diagnose import diagnose
 from gradscope.diagnosis.flow import GradientFlow, gradient_flow, weight_profile
 from gradscope.engines.local import Local
 from gradscope.engines.task import Event, cores
+from gradscope.study.measures import Columns, Floats, Kept, evenly, measures
 from gradscope.study.results import CellResult, History
 from gradscope.trace.table import RecordedTensor, Trace
 
 MANY = 200
 """Cells from which several processes read them: starting one costs as much as reading fifty."""
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -89,6 +88,17 @@ class Reading:
     """Why there is no trace, for cells that should have one."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Of the trace."""
+    measured: dict[str, Columns] = field(default_factory=dict)
+    """Tables of what was measured beside the flow, see `measures`."""
+    types: dict[str, str] = field(default_factory=dict)
+    """Name of a block or module -> its class."""
+    body: int = 0
+    """How many of the blocks of the flow come before the head, see `body`."""
+    n_layers: int = 0
+    """Modules that own parameters with a gradient."""
+    n_tensors: int = 0
+    """Parameter tensors with a gradient."""
+    n_parameters: int = 0
 
     @property
     def verdict(self) -> str:
@@ -116,6 +126,8 @@ def read_cell(result: CellResult, limits: Limits, trace: Trace | None = None) ->
         return Reading(result, curve=curve, trace_error=" ".join(str(error).split()))
     flow = gradient_flow(trace)
     profile = weight_profile(trace)
+    types = {info.name: info.type for info in trace.structure.modules}
+    types |= {block.name: block.type for block in trace.structure.blocks if block.type}
     return Reading(
         result,
         flow=flow,
@@ -126,7 +138,33 @@ def read_cell(result: CellResult, limits: Limits, trace: Trace | None = None) ->
         curve=curve,
         diagnosis=diagnose(trace).to_dict(),
         metadata=trace.metadata,
+        measured=measures(trace, Kept(limits.layers, limits.losses, limits.losses)),
+        types=types,
+        body=body([types.get(name, "") for name in flow.blocks]),
+        n_layers=len({t.module for t in trace.tensors if t.kind == "weight"}),
+        n_tensors=sum(t.kind == "weight" for t in trace.tensors),
+        n_parameters=result.n_parameters
+        or sum(math.prod(t.shape) for t in trace.tensors if t.kind == "weight"),
     )
+
+
+def body(types: Sequence[str]) -> int:
+    """How many blocks come before the head.
+
+    The head ends the network: what follows the last block of the commonest class, and the output
+    layer where that class goes to the end. Its step from the logits back has a size of its own.
+
+    Args:
+        types: class of each block, in execution order.
+
+    Returns:
+        At least one where there is a block.
+    """
+    if len(types) < 2:
+        return len(types)
+    commonest = Counter(types).most_common(1)[0][0]
+    last = max(i for i, kind in enumerate(types) if kind == commonest)
+    return min(last + 1, len(types) - 1)
 
 
 def read_cells(
@@ -245,14 +283,6 @@ def smoothed(losses: Floats) -> Floats:
     average = pd.Series(losses).ewm(span=span, ignore_na=True).mean().to_numpy(copy=True)
     average[np.isnan(losses)] = math.nan
     return average
-
-
-def evenly(n: int, limit: int) -> list[int]:
-    """At most so many of n positions, evenly spaced, the first and the last among them."""
-    if n <= limit:
-        return list(range(n))
-    spaced = np.linspace(0, n - 1, max(limit, 2)).round().astype(int)
-    return [int(i) for i in np.unique(spaced)]
 
 
 def first_bad_step(losses: Sequence[float]) -> int | None:

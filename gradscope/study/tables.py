@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from gradscope.study import labels
-from gradscope.study.reading import Limits, Reading, first_bad_step, read_cells
-from gradscope.study.results import CellResult, Study
+from gradscope.study import columns, labels
+from gradscope.study.outcome import outcome
+from gradscope.study.reading import Limits, Reading, read_cells
+from gradscope.study.results import Study
 from gradscope.trace.table import Trace
 
 CSV_LIMIT = 200_000
 """Rows up to which a table is written as CSV; beyond, as Parquet."""
-
-FINDING = ("kind", "severity", "where", "message", "evidence", "remedy")
-"""Columns of the table of findings, beside the cell."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +57,8 @@ class Tables:
     limits: Limits
     frames: dict[str, pd.DataFrame] = field(default_factory=dict)
     """Name of the table -> its rows; see `read`."""
+    kind: str = "study"
+    """What was given: ``trace``, ``traces``, ``study`` or ``studies``, see `merge.gather`."""
 
     @property
     def n_seeds(self) -> int:
@@ -79,6 +77,12 @@ class Tables:
             {str(k): v for k, v in row.items()} for row in self.frames["cells"].to_dict("records")
         ]
 
+    @property
+    def published(self) -> dict[str, pd.DataFrame]:
+        """The tables that have rows, under the names of their files."""
+        single = {"cells": "summary"} if self.kind == "trace" else {}
+        return {single.get(name, name): f for name, f in self.frames.items() if len(f)}
+
     def write(self, folder: Path) -> dict[str, Path]:
         """Write every table that has rows beside the page: CSV, or Parquet where it is long.
 
@@ -90,9 +94,7 @@ class Tables:
         """
         folder.mkdir(parents=True, exist_ok=True)
         written = {}
-        for name, frame in self.frames.items():
-            if not len(frame):
-                continue
+        for name, frame in self.published.items():
             csv, parquet = folder / f"{name}.csv", folder / f"{name}.parquet"
             for stale in (csv, parquet):
                 stale.unlink(missing_ok=True)
@@ -105,32 +107,27 @@ class Tables:
         return written
 
 
-def read(study: Study, traces: dict[str, Trace] | None = None) -> Tables:
+def read(study: Study, traces: dict[str, Trace] | None = None, kind: str = "study") -> Tables:
     """Read all cells of a study.
 
     Args:
         study: what was run.
         traces: cell id -> its trace, where it is not on disk.
+        kind: what was given.
 
     Returns:
-        Tables ``cells, blocks, weights, ratio, heat, loss, epochs, classes, confusion, findings``.
+        Tables ``cells``, ``variants``, and one for each of `columns.TABLES`.
     """
     limits = Limits.for_cells(len(study.results))
     readings = read_cells(study.results, limits, traces or {})
     factors = _factors(study)
     variants = _variants(study, factors)
-    tables = Tables(study, readings, factors, variants, limits)
-    tables.frames.update(
-        cells=_cells(tables),
-        blocks=_concat(tables, _blocks, ["position", "block", "log10_grad", "log10_activation"]),
-        weights=_concat(tables, _weights, ["position", "layer", "log10_grad"]),
-        ratio=_concat(tables, _ratio, ["step", "first_to_last"]),
-        heat=_concat(tables, _heat, ["step", "position", "layer", "log10_grad"]),
-        loss=_concat(tables, _loss, ["step", "loss", "smoothed"]),
-        epochs=_concat(tables, _epochs, ["epoch", "step", "train_loss", "val_loss"]),
-        confusion=_concat(tables, _confusion, ["true", "predicted", "count", "share"]),
-        findings=_concat(tables, _findings, list(FINDING)),
-    )
+    tables = Tables(study, readings, factors, variants, limits, kind=kind)
+    tables.frames["cells"] = _cells(tables)
+    if tables.n_seeds > 1:
+        tables.frames["variants"] = over_seeds(tables)
+    for name, of in columns.TABLES.items():
+        tables.frames[name] = _concat(tables, of)
     return tables
 
 
@@ -171,142 +168,51 @@ def _cells(tables: Tables) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def outcome(reading: Reading) -> dict[str, Any]:
-    """The numbers that stand for one cell; NaN where it has none.
+_NUMBERS = ("slope", "total_decades", "final_loss", "fit_accuracy", "val_accuracy", "gap")
+"""Outcomes that the seeds of a variant have a mean of."""
 
-    ``final_loss`` is the mean training loss of the last epoch, or of the last 5 % of the steps
-    where no epoch ended; a diverged cell has none. Accuracies are shares, 0 to 1.
+
+def over_seeds(tables: Tables) -> pd.DataFrame:
+    """One row per variant: mean and standard deviation over its seeds, and how they ended.
+
+    A standard deviation needs two seeds with a number; NaN where there are fewer.
     """
-    result, flow = reading.result, reading.flow
-    epochs = result.history.epochs
-    last = epochs[-1] if epochs else None
-    measured = flow is not None and len(flow.chi) > 0
-    steps = result.history.step_loss
-    ended = steps[-max(1, len(steps) // 20) :]
-    loss = last.train_loss if last else (sum(ended) / len(ended) if ended else math.nan)
-    if result.status == "diverged":
-        loss = math.nan
-    return {
-        "seed": result.seed,
-        "status": result.status,
-        "verdict": reading.verdict,
-        "slope": flow.slope if flow and measured else math.nan,
-        "slope_low": flow.slope_low if flow and measured else math.nan,
-        "slope_high": flow.slope_high if flow and measured else math.nan,
-        "total_decades": flow.total if flow and measured else math.nan,
-        "final_loss": loss,
-        "train_accuracy": last.train_accuracy if last else math.nan,
-        "val_accuracy": last.val_accuracy if last else math.nan,
-        "best_val_accuracy": max((e.val_accuracy for e in epochs), default=math.nan),
-        "gap": last.train_accuracy - last.val_accuracy if last else math.nan,
-        "epochs": len(epochs),
-        "steps": len(steps),
-        "first_bad_step": first_bad_step(steps),
-        "n_parameters": result.n_parameters,
-        "images_per_s": result.images_per_s or math.nan,
-        "duration_s": result.duration_s or math.nan,
-        "error": result.error or reading.trace_error,
-    }
+    cells = tables.frames["cells"]
+    rows = []
+    for variant in tables.variants:
+        own = cells.iloc[list(variant.cells)]
+        row: dict[str, Any] = {"variant": variant.label, "seeds": len(own)}
+        for factor, level in zip(tables.factors, variant.levels, strict=True):
+            row[f"factor.{factor.name}"] = factor.levels[level] if level >= 0 else labels.MISSING
+        for name in ("verdict", "status"):
+            row[name] = _tally(own[name])
+        for name in _NUMBERS:
+            row[name] = own[name].mean()
+            row[f"{name}_sd"] = own[name].std(ddof=1)
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
-def _concat(
-    tables: Tables, rows: Callable[[Reading], dict[str, Any]], columns: list[str]
-) -> pd.DataFrame:
+def _tally(words: pd.Series[str]) -> str:
+    """``healthy`` where all agree, else ``2 healthy, 1 vanishing``."""
+    counts = words[words != ""].value_counts()
+    if len(counts) < 2:
+        return str(counts.index[0]) if len(counts) else ""
+    return ", ".join(f"{n} {word}" for word, n in counts.items())
+
+
+def _concat(tables: Tables, of: Callable[[Reading], dict[str, Any]]) -> pd.DataFrame:
     """One long table from the columns of each cell, each row with the id of its cell."""
     parts: dict[str, list[Any]] = {}
     cells: list[str] = []
     for reading in tables.readings:
-        found = rows(reading)
+        found = of(reading)
         n = len(next(iter(found.values()))) if found else 0
         if n:
             cells += [reading.result.id] * n
             for name, values in found.items():
                 parts.setdefault(name, []).append(values)
     if not parts:
-        return pd.DataFrame(columns=["cell", *columns])
+        return pd.DataFrame({"cell": []})
     joined = {name: list(itertools.chain.from_iterable(p)) for name, p in parts.items()}
     return pd.DataFrame({"cell": cells, **joined})
-
-
-def _blocks(reading: Reading) -> dict[str, Any]:
-    """``chi`` is the factor from the next block back to this one."""
-    flow = reading.flow
-    if flow is None or not flow.blocks:
-        return {}
-    return {
-        "position": range(len(flow.blocks)),
-        "block": flow.blocks,
-        "log10_grad": flow.log10_grad,
-        "log10_activation": flow.log10_activation,
-        "chi": [*flow.chi, math.nan],
-        "predicted_chi": [*reading.predicted, math.nan],
-    }
-
-
-def _weights(reading: Reading) -> dict[str, Any]:
-    if not reading.weights:
-        return {}
-    names, values = zip(*reading.weights, strict=True)
-    return {"position": range(len(names)), "layer": names, "log10_grad": values}
-
-
-def _ratio(reading: Reading) -> dict[str, Any]:
-    if reading.flow is None or not reading.flow.chi:
-        return {}
-    return {"step": reading.steps, "first_to_last": reading.flow.first_to_last}
-
-
-def _heat(reading: Reading) -> dict[str, Any]:
-    heat = reading.heat
-    n_layers = len(heat.layers)
-    return {
-        "step": np.repeat(np.array(heat.steps, dtype=int), n_layers),
-        "position": np.tile(np.arange(n_layers), len(heat.steps)),
-        "layer": np.tile(np.array(heat.layers, dtype=object), len(heat.steps)),
-        "log10_grad": heat.log10.ravel(),
-    }
-
-
-def _loss(reading: Reading) -> dict[str, Any]:
-    curve = reading.curve
-    return {"step": curve.step, "loss": curve.raw, "smoothed": curve.smooth}
-
-
-def _epochs(reading: Reading) -> dict[str, Any]:
-    epochs = reading.result.history.epochs
-    names = ("epoch", "step", "train_loss", "val_loss", "train_accuracy", "val_accuracy")
-    columns: dict[str, Any] = {name: [getattr(e, name) for e in epochs] for name in names}
-    columns["gap"] = [e.train_accuracy - e.val_accuracy for e in epochs]
-    columns["duration_s"] = [e.duration_s for e in epochs]
-    return columns
-
-
-def _confusion(reading: Reading) -> dict[str, Any]:
-    """After the last epoch; ``share`` is of the images of the true class."""
-    epochs = reading.result.history.epochs
-    if not epochs or not epochs[-1].confusion:
-        return {}
-    counts = np.array(epochs[-1].confusion)
-    classes = class_names(reading.result)
-    totals = counts.sum(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        shares = np.where(totals > 0, counts / np.maximum(totals, 1), np.nan)
-    n = len(classes)
-    return {
-        "true": [c for c in classes for _ in range(n)],
-        "predicted": list(classes) * n,
-        "count": counts.ravel(),
-        "share": shares.ravel(),
-    }
-
-
-def class_names(result: CellResult) -> tuple[str, ...]:
-    """The classes of a cell; numbered where they have no names."""
-    epochs = result.history.epochs
-    n = len(epochs[-1].confusion) if epochs else len(result.classes)
-    return result.classes if len(result.classes) == n else tuple(f"class {i}" for i in range(n))
-
-
-def _findings(reading: Reading) -> dict[str, Any]:
-    findings = reading.diagnosis.get("findings", [])
-    return {name: [labels.text(f.get(name, "")) for f in findings] for name in FINDING}

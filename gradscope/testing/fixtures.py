@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import pytest
 FOLDER = "__gradients__"
 """Folder beside the test file in which profiles are kept, one JSON file per profile."""
 
-_written = pytest.StashKey[list[str]]()
+_PROPERTY = "gradscope"
+"""Key of what a report tells of a profile that was written."""
 
 
 @pytest.fixture
@@ -25,57 +26,79 @@ def gradient_health() -> Callable[..., Any]:
 
 
 @pytest.fixture
-def gradient_profile(request: pytest.FixtureRequest) -> Callable[..., None]:
-    """Compare the gradient norms of a network, layer by layer, with those stored beside the test.
+def gradient_profile(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
+    """Compare what a network does at initialisation with what was stored beside the test.
 
-    Call it with a factory (or a model) and inputs; see `gradscope.testing.profile.measure` for the
-    arguments. The first run stores the profile, except where ``CI`` is set in the environment:
-    there a missing profile is a failure. ``--gradscope-update`` accepts a changed one.
+    Call it with a factory (or a model) and inputs; see `gradscope.testing.measure.measure` for the
+    arguments. Kept are gradients, weights, updates and outputs of each layer, and what is dead,
+    frozen or without a gradient. The first run stores the profile, except where ``CI`` is set in
+    the environment: there a missing profile is a failure. ``--gradscope-update`` accepts what is
+    new or changed. The test runs with all generators seeded, so that inputs drawn in it are the
+    same in each run.
     """
+    from gradscope.testing.measure import drawn_from
+
     names: list[str] = []
 
     def check(model: Any, inputs: Any, targets: Any = None, *, name: str = "", **more: Any) -> None:
         __tracebackhide__ = True
-        from gradscope.testing.profile import compare, load, measure
-
         if name in names:
             pytest.fail(f"a second gradient profile named '{name}' in one test; give it a name")
         names.append(name)
-        path = _path(request, name)
-        now = measure(model, inputs, targets, **more)
-        if not path.exists():
-            if _in_ci() and not request.config.getoption("--gradscope-update"):
-                pytest.fail(
-                    f"{path} is missing: run this test once where CI is not set, and commit the "
-                    "file",
-                    pytrace=False,
-                )
-            _store(request, path, now, "new")
-            return
-        difference = compare(load(path), now)
-        if difference and request.config.getoption("--gradscope-update"):
-            _store(request, path, now, "updated")
-        elif difference:
+        _check(request, _path(request, name), (model, inputs, targets), more)
+
+    with drawn_from(0):
+        yield check
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Say which profiles were written; reports bring that along from other processes too."""
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    for report in reports:
+        for key, line in getattr(report, "user_properties", ()):
+            if key == _PROPERTY and report.when == "call":
+                terminalreporter.write_line(f"gradscope: {line}")
+
+
+def _check(
+    request: pytest.FixtureRequest, path: Path, network: tuple[Any, ...], more: dict[str, Any]
+) -> None:
+    """Store a profile that is new or accepted; fail where it differs from the stored one."""
+    __tracebackhide__ = True
+    from gradscope.errors import TraceError
+    from gradscope.testing.comparison import compare
+    from gradscope.testing.measure import measure
+    from gradscope.testing.profile import load
+
+    update = request.config.getoption("--gradscope-update")
+    now = measure(*network, **more)
+    if not path.exists():
+        if _in_ci() and not update:
             pytest.fail(
-                f"{difference}\nprofile: {path}\n"
-                "If this change is meant, accept it with pytest --gradscope-update",
+                f"{path} is missing: run this test once where CI is not set, or with pytest "
+                "--gradscope-update, and commit the file",
                 pytrace=False,
             )
-
-    return check
-
-
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Say which profiles were written."""
-    for line in config.stash.get(_written, []):
-        terminalreporter.write_line(f"gradscope: {line}")
+        _store(request, path, now, "new")
+        return
+    try:
+        difference = compare(load(path), now, lambda: measure(*network, **more, shaken=True))
+    except TraceError as error:
+        difference = str(error)
+    if difference and update:
+        _store(request, path, now, "updated")
+    elif difference:
+        pytest.fail(
+            f"{difference}\nprofile: {path}\n"
+            "If this change is meant, accept it with pytest --gradscope-update",
+            pytrace=False,
+        )
 
 
 def _store(request: pytest.FixtureRequest, path: Path, profile: Any, what: str) -> None:
     profile.save(path)
     shown = path.relative_to(root) if path.is_relative_to(root := request.config.rootpath) else path
-    line = f"{what} gradient profile {shown}"
-    request.config.stash.setdefault(_written, []).append(line)
+    request.node.user_properties.append((_PROPERTY, f"{what} gradient profile {shown}"))
 
 
 def _path(request: pytest.FixtureRequest, name: str) -> Path:

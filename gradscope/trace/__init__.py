@@ -5,6 +5,7 @@ from gradscope.trace.structure import (
     LossSide,
     ModuleInfo,
     ParameterGroup,
+    Softmax,
     Structure,
     Summary,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "Prediction",
     "RecordedStep",
     "RecordedTensor",
+    "Softmax",
     "Structure",
     "Summary",
     "Trace",

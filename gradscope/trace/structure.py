@@ -15,6 +15,20 @@ or integers alone."""
 
 
 @dataclass(frozen=True, slots=True)
+class Softmax:
+    """A softmax as it ran in the first recorded step."""
+
+    dim: int
+    """The dimension that it normalises, from 0."""
+    shape: tuple[int, ...]
+    """Of its result."""
+    largest: float = math.nan
+    """Mean of the largest share of each distribution, 0 to 1; NaN where not measured."""
+    of_products: bool = False
+    """Whether its inputs are products of two outputs, as in attention, that nothing scaled."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModuleInfo:
     """One module of the network, in the order in which it first ran."""
 
@@ -36,10 +50,12 @@ class ModuleInfo:
     takes: Takes = ""
     """What it was given; empty where that is an input of the network, or no tensor."""
     settings: dict[str, float] = field(default_factory=dict)
-    """Numbers that it was built with: ``p`` of a dropout, ``eps`` of a norm."""
+    """Numbers that it was built with: ``p`` of a dropout, ``eps`` of a norm, ``training``."""
     operations: tuple[str, ...] = ()
-    """Of a module without children: the autograd nodes between its inputs and its output, first
-    computed first, such as ``ExpBackward0``, ``WhereBackward0``."""
+    """Autograd nodes that it made itself, not its children, first computed first, such as
+    ``ExpBackward0``, ``WhereBackward0``."""
+    softmax: Softmax | None = None
+    """The softmax that it computed itself, the smallest where there are several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +85,8 @@ class Summary:
     """Over all elements, as mean, low and high; NaN where not measured."""
     low: float = math.nan
     high: float = math.nan
+    variation: float = math.nan
+    """Variance over the examples / mean square, 0 to 1; NaN where not measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +95,14 @@ class LossSide:
 
     operations: tuple[str, ...] = ()
     """Autograd nodes from the outputs of the network to the loss, first computed first, such as
-    ``LogSoftmaxBackward0``, ``NllLossBackward0``."""
+    ``LogSoftmaxBackward0``, ``NllLossBackward0``; before them those that made the outputs."""
     targets: tuple[Summary, ...] = ()
-    """Tensors that the loss compared the outputs with, where its autograd nodes hold them."""
+    """What the loss compared the outputs with, where it is one of the usual losses."""
+    constant: float = math.nan
+    """The loss of the best prediction that is the same for all examples, on the batch of the first
+    recorded step; NaN where unknown."""
+    outputs: int = 0
+    """How many outputs of the network it was computed from; 0 where unknown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from gradscope.trace.structure import (
     LossSide,
     ModuleInfo,
     ParameterGroup,
+    Softmax,
     Structure,
     Summary,
 )
@@ -129,8 +130,8 @@ class Trace:
     histograms: Tensor | None = None
     """int32, shape (steps, tensors, bins), counts of log2|g|, or None (see recorder)."""
     logged: dict[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
-    """Name -> (step, value): what ``scope.log()`` was told, and ``lr/0`` of the first group of the
-    optimizer at each recorded step."""
+    """Name -> (step, value): what ``scope.log()`` was told, and ``lr/0``, ``lr/1``, ... of each
+    group of `Structure.groups` at each recorded step."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Versions, git revision and what the recorder was asked for; JSON types only."""
 
@@ -371,10 +372,13 @@ _PARTS: dict[str, type[ModuleInfo | Block | ParameterGroup | Summary]] = {
 def _loss_side(raw: dict[str, Any] | None) -> LossSide | None:
     if raw is None:
         return None
-    targets = tuple(_part(Summary, each) for each in raw["targets"])
-    return LossSide(tuple(raw["operations"]), targets)
+    side: LossSide = _part(LossSide, raw)
+    return dataclasses.replace(side, targets=tuple(_part(Summary, t) for t in raw["targets"]))
 
 
 def _part(kind: type[Any], raw: dict[str, Any]) -> Any:
     """A frozen record from JSON types, where tuples became lists."""
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
+    if isinstance(known.get("softmax"), dict):
+        known["softmax"] = _part(Softmax, known["softmax"])
+    return kind(**known)

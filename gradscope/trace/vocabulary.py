@@ -21,7 +21,8 @@ STATISTICS: dict[str, str] = {
     "update_ratio": "norm(parameter after - before the step) / norm(parameter before)",
     "saturated_fraction": "share of outputs within 1 % of the bounds of a bounded activation",
     "dead_fraction": "share of units whose output was zero on every example recorded so far",
-    "variation": "of an output: variance over the examples / mean square, 0 to 1; 0: all alike",
+    "variation": "variance / mean square, 0 (all alike) to 1: of an output over the examples, in "
+    "the first four recorded steps and every eighth; of a weight over its units, in the first",
     "carried_norm": "norm of the gradient that was there already when backward began",
     "unchanged_fraction": "share of a parameter's elements that the step left bit for bit as is",
 }
@@ -29,3 +30,24 @@ STATISTICS: dict[str, str] = {
 
 HISTOGRAM_RANGE = (-40, 24)
 """log2|g| covered by the histogram, one bin per power of two; outliers land in the end bins."""
+
+PASSIVE = frozenset(
+    f"{name}Backward{i}"
+    for name in (
+        "Alias",
+        "AsStrided",
+        "Clone",
+        "Permute",
+        "ReshapeAlias",
+        "Slice",
+        "Squeeze",
+        "T",
+        "ToCopy",
+        "Transpose",
+        "UnsafeView",
+        "Unsqueeze",
+        "View",
+    )
+    for i in range(4)
+)
+"""Autograd nodes that change the shape, place or dtype of elements and not their value."""

@@ -153,7 +153,7 @@ partial = st.dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(values, values, values, st.lists(partial, max_size=3), st.lists(partial, max_size=2))
 def test_exclude_and_include_against_a_naive_reference(tmp_path_factory, a, b, c, exclude, include):
     """Cells are the product without what any exclusion matches, and then the inclusions."""

@@ -78,6 +78,8 @@ def table(runs):
     return rows
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("processes")  # it waits for what it starts
 @pytest.mark.skipif(os.name != "posix", reason="process groups are killed")
 def test_a_run_killed_ten_times_ends_with_the_same_table(tiny):
     """The whole group is killed at ten random moments; what is finished is kept each time."""

@@ -14,7 +14,7 @@ import time
 import psutil
 import pytest
 import typer.testing
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gradscope import data
@@ -241,7 +241,6 @@ def test_what_costs_the_same_is_alike(tiny):
     assert len({likeness(cell.config) for cell in grid.cells()}) == 2
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 9), max_size=5), st.integers(1, 3))
 def test_the_makespan_is_that_of_a_queue(durations, jobs):
     """Against a clock that ticks: each process takes the next task when it is free."""

@@ -78,9 +78,7 @@ def filled(tiny, store, trace):
     return store, grid
 
 
-@settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     history=HISTORIES,
     environment=st.dictionaries(st.text(), JSON, max_size=3),

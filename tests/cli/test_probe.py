@@ -48,6 +48,18 @@ class Two(nn.Module):
     def forward(self, x, y):
         return self.head(torch.relu(self.a(x) + self.b(y)))
 
+class Heads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.kind, self.box = nn.Linear(3, 8), nn.Linear(8, 4), nn.Linear(8, 2)
+
+    def forward(self, batch):
+        h = torch.relu(self.body(batch["image"]["pixels"]))
+        return {"kind": self.kind(h), "boxes": (self.box(h), 2 * self.box(h))}
+
+def broken():
+    raise ValueError("the factory fell over")
+
 class Marked(nn.Module):
     def __init__(self):
         super().__init__()
@@ -74,9 +86,9 @@ def models(tmp_path, monkeypatch):
 def run(monkeypatch, capsys):
     """Run the command line; exit code, stdout, stderr."""
 
-    def call(*args):
+    def call(*args, columns=160):
         monkeypatch.setattr(sys, "argv", ["gradscope", "probe", *args])
-        monkeypatch.setenv("COLUMNS", "160")
+        monkeypatch.setenv("COLUMNS", str(columns))
         with pytest.raises(SystemExit) as left:
             app.main()
         printed = capsys.readouterr()
@@ -208,6 +220,9 @@ def test_no_code_in_a_file_is_run(run, tmp_path):
         (("zoo_of_mine:plain", "--input-file", "none.pt"), "no such file"),
         (("zoo_of_mine:plain", "--input-file", "zoo_of_mine.py"), "unknown suffix"),
         (("zoo_of_mine:plain", "--input", "64", "--batch", "0"), "--batch"),
+        (("zoo_of_mine:plain", "--input", "64", "--init", "kaimin"), "did you mean 'kaiming'"),
+        (("--input", "64"), "--grid FILE.yaml --cell ID"),
+        (("zoo_of_mine:plain", "--cell", "x"), "of which grid? add --grid"),
     ],
 )
 def test_bad_input_exits_2_with_one_line(run, arguments, message):
@@ -236,7 +251,7 @@ def test_html_report(run, tmp_path):
 def test_file_with_more_than_tensors(tmp_path):
     """A number among the tensors is refused by name."""
     torch.save({"x": torch.ones(2), "n": 3}, tmp_path / "mixed.pt")
-    with pytest.raises(ConfigError, match="more than tensors"):
+    with pytest.raises(ConfigError, match=r"more than tensors \(int at n\)"):
         probe_inputs.load_inputs(tmp_path / "mixed.pt")
 
 
@@ -268,3 +283,70 @@ def test_images_of_a_grid(run, tmp_path, monkeypatch):
         "loss": "cross entropy",
         "seed": 0,
     }
+
+
+@pytest.mark.parametrize("networks", [("plain",), ("plain", "healthy")])
+def test_no_word_is_broken_at_80_columns(run, networks):
+    """Every word stands whole, only remedies are longer, and each of these is one line to copy."""
+    specs = [f"zoo_of_mine:{name}" for name in networks]
+    _, out, _ = run(*specs, "--input", "64", "--try", columns=80)
+    told = json.loads(run(*specs, "--input", "64", "--try", "--json", columns=80)[1])
+    told = told if isinstance(told, list) else [told]
+    lines = [line.rstrip() for line in out.splitlines()]
+    remedies = {f["remedy"] for each in told for f in each["findings"]} - {""}
+    changes = {o["change"] for each in told for o in each["remedies"]["ranked"]}
+    assert remedies <= set(lines)
+    assert changes <= {line.partition(": ")[2] for line in lines}
+    long = [line for line in lines if len(line) > 80]
+    assert all(line in remedies or line.partition(": ")[2] in changes for line in long)
+    words = set(out.split())
+    assert {"decades", "forward", "verdict", "vanishing", "orthogonal", "initialisation"} <= words
+
+
+def test_every_head_is_shown(run, tmp_path):
+    """Nested inputs go in, and each output of a nested mapping has its place, shape and rms."""
+    inputs = {"batch": {"image": {"pixels": torch.randn(5, 3, dtype=torch.float64)}}}
+    torch.save(inputs, tmp_path / "nested.pt")
+    _, out, _ = run("zoo_of_mine:Heads", "--input-file", "nested.pt")
+    for place in ("output['kind']", "output['boxes'][0]", "output['boxes'][1]"):
+        assert place in out
+    told = json.loads(run("zoo_of_mine:Heads", "--input-file", "nested.pt", "--json")[1])
+    assert [o["shape"] for o in told["outputs"]] == [[5, 4], [5, 2], [5, 2]]
+    assert told["outputs"][2]["rms"] == pytest.approx(2 * told["outputs"][1]["rms"])
+
+
+def test_init_is_that_of_grids(run):
+    """Drawn by Kaiming on Conv2d alone, a network without one stays as it was; by name it heals."""
+    chi = json.loads(run("net3", "--input", "3,64,64", "--init", "kaiming", "--json")[1])
+    plain = json.loads(run("net3", "--input", "3,64,64", "--json")[1])
+    assert chi["slope_decades_per_block"] > plain["slope_decades_per_block"] + 0.2
+
+
+def test_traceback_is_shown_where_asked_for(run):
+    """The line of the factory that raised, and still one line that says what went wrong."""
+    code, out, err = run("zoo_of_mine:broken", "--input", "3", "--traceback")
+    assert code == 2
+    assert not out
+    assert 'raise ValueError("the factory fell over")' in err
+    assert err.splitlines()[-1].startswith("error: building zoo_of_mine:broken() failed")
+    _, _, err = run("zoo_of_mine:broken", "--input", "3")
+    assert err.count("\n") == 1
+
+
+def test_a_cell_of_a_grid(run, tmp_path, monkeypatch):
+    """Network, arguments and seed are those of the cell; a wrong id names the nearest."""
+    monkeypatch.setenv("GRADSCOPE_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "small.yaml").write_text(
+        "name: small\n"
+        "model: {name: hw5net}\n"
+        "data: {source: demo, size: 64, train_per_class: 8, val_per_class: 2}\n"
+        "matrix: {skip: [true, false]}\n"
+        "seeds: [3]\n"
+    )
+    code, out, _ = run("--grid", "small.yaml", "--cell", "no-skip", "--json", "--batch", "4")
+    told = json.loads(out)
+    assert code in (0, 1)
+    assert told["model"].startswith("no-skip-s3-")
+    assert told["probe"]["seed"] == 3
+    _, _, err = run("--grid", "small.yaml", "--cell", "skop")
+    assert "no cell 'skop'" in err

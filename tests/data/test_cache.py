@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -308,12 +307,3 @@ def test_default_folder(monkeypatch, tmp_path, small):
     monkeypatch.setenv("GRADSCOPE_CACHE", "~nobody-of-this-name/cache")
     with pytest.raises(DataError, match=r"GRADSCOPE_CACHE: .* give the whole path"):
         data.default_cache_dir()
-
-
-def test_a_hit_on_the_real_images_is_quick(coco, coco_cache):
-    """A hit on 9,616 images costs well under a second, and hardly any of it per image."""
-    real = DataConfig(source="coco", root=coco, size=16)
-    data.load(real, cache_dir=coco_cache)
-    started = time.perf_counter()
-    data.load(real, cache_dir=coco_cache)
-    assert time.perf_counter() - started < 1.5  # measured 0.25 s; the machine may be busy

@@ -65,9 +65,7 @@ OBJECTS = st.lists(
 
 
 @given(pictures=st.lists(OBJECTS, max_size=6), overlap=st.sampled_from(["drop", "largest"]))
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_labels_agree_with_a_plain_count(tiny, pictures, overlap):
     """Classes by pycocotools are those that a loop over the objects finds, without pizza."""
     sure = [[("cat", 1.0)], [("dog", 1.0)]]

@@ -103,3 +103,28 @@ def test_a_real_backward_pass_is_named():
     diagnosis = gradscope.diagnose(scope.trace())
     assert diagnosis.verdict == "non-finite"
     assert diagnosis.findings[0].where == "1"
+
+
+def test_non_finite_names_the_first_step_and_tensor():
+    """NaN in an activation of step 2 comes before the gradients it makes."""
+    net = Net(6, steps=4)
+    net.put("activation", "l3", nonfinite_fraction=[0.0, 0.0, 0.1, 0.2])
+    net.put("activation", "l4", nonfinite_fraction=[0.0, 0.0, 0.3, 0.2])
+    for i in range(6):
+        net.put("weight", f"l{i}", "weight", nonfinite_fraction=[0.0, 0.0, 1.0, 1.0])
+    diagnosis, findings = net.diagnose()
+    assert diagnosis.verdict == "non-finite"
+    assert findings["non-finite"].where == "l3"
+    assert findings["non-finite"].evidence["step"].value == 2
+    assert findings["non-finite"].evidence["parameters"].value == 6
+    assert "lower the learning rate" in findings["non-finite"].remedy.lower()
+
+
+def test_overflow_in_a_skipped_step_is_no_alarm():
+    """A GradScaler that skips a step does what it should."""
+    net = Net(6, steps=3)
+    net.put("weight", "l0", "weight", nonfinite_fraction=[0.0, 1.0, 0.0])
+    net.steps[1] = RecordedStep(1, skipped=True)
+    diagnosis, findings = net.diagnose()
+    assert diagnosis.verdict == "healthy"
+    assert findings["skipped-steps"].evidence["skipped"].value == 1

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from handwritten import NAMES, Net, geometric
 from torch import nn
 
 import gradscope
+from gradscope import diagnose
+from gradscope.trace.table import Trace
 
 
 def train(model, steps=12, *, optimise=True, **options):
@@ -71,3 +74,24 @@ def test_no_step_is_no_health():
         assert diagnosis.verdict == "inconclusive"
         assert "step" in diagnosis.findings[0].remedy
         assert "nothing" in str(diagnosis)
+
+
+def test_without_activations_deep_networks_are_inconclusive():
+    """Level weight gradients prove nothing, however few, as a decay can be masked; one shows."""
+    for depth, factor, verdict in (
+        (20, 1.0, "inconclusive"),
+        (4, 1.0, "inconclusive"),
+        (14, 0.5, "vanishing"),
+    ):
+        net = geometric(Net(depth), 1.0, weights=factor)
+        net.columns = {key: v for key, v in net.columns.items() if key[0] == "weight"}
+        net.blocks = []
+        assert net.diagnose()[0].verdict == verdict
+
+
+def test_empty_trace_is_inconclusive():
+    """No step, no verdict."""
+    empty = Trace((), (), torch.empty(0, 0, len(NAMES)), torch.empty(0, 0, dtype=torch.bool))
+    diagnosis = diagnose(empty)
+    assert diagnosis.verdict == "inconclusive"
+    assert "No step was recorded" in str(diagnosis)

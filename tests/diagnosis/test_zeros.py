@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from handwritten import Net
 from torch import nn
 
 import gradscope
+from gradscope.diagnosis.verdict import Severity
 
 
 class LoRA(nn.Module):
@@ -113,3 +115,19 @@ def test_without_norms_of_weights_one_step_does_not_tell():
     diagnosis = watched(net(lambda: Gated("last layer")), 1, norms_only=True)
     assert diagnosis.verdict == "inconclusive"
     assert watched(net(lambda: Gated("last layer")), 12, norms_only=True).is_healthy
+
+
+def test_nothing_arrives_is_dead_unless_a_zero_weight_explains_it():
+    """Exactly zero gradients below a layer: dead; with a head that starts at zero: information."""
+    net = Net(6)
+    for i in range(5):
+        net.put("activation_grad", f"l{i}", norm=0.0)
+        net.put("weight", f"l{i}", "weight", norm=0.0)
+    diagnosis, findings = net.diagnose()
+    assert diagnosis.verdict == "dead"
+    assert findings["zero-gradient"].severity is Severity.ERROR
+    net.put("weight", "l5", "weight", weight_norm=0.0)
+    diagnosis, findings = net.diagnose()
+    assert diagnosis.verdict == "healthy"
+    assert findings["zero-initialised"].where == "l5.weight"
+    assert "Record a few steps" in findings["zero-initialised"].remedy

@@ -153,6 +153,7 @@ def test_without_ray_the_extra_is_named(work):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 @pytest.mark.filterwarnings("default")
 def test_a_ray_cluster_does_the_same(work):
     """Done, raised and killed tasks end as they do here; threads are those that were asked for."""

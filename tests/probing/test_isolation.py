@@ -12,9 +12,7 @@ import torch
 from torch import nn
 
 from gradscope.errors import ModelError
-from gradscope.nested import describe, tensors_in
 from gradscope.probing.isolation import call_model, preserved
-from gradscope.seeding import seeded
 
 
 class Restless(nn.Module):
@@ -107,20 +105,6 @@ def test_autograd_is_on_inside():
         assert model(torch.ones(1, 2)).requires_grad
 
 
-def test_seed_decides_and_none_goes_on():
-    """A seed gives equal draws; None continues the caller's stream."""
-    torch.manual_seed(5)
-    expected = torch.rand(3)
-    torch.manual_seed(5)
-    with seeded(7):
-        first = torch.rand(2)
-    with seeded(7):
-        assert torch.equal(torch.rand(2), first)
-    with seeded(None):
-        assert torch.equal(torch.rand(3), expected)
-    assert torch.equal(torch.rand(3), expected)
-
-
 def test_lazy_parameters_are_refused():
     """A model without shapes is one clear line."""
     with (
@@ -159,19 +143,3 @@ def test_keyword_arguments_and_tuples():
 
     assert call_model(Two(), {"a": torch.ones(1), "b": 3.0}) == 3
     assert call_model(Two(), (torch.ones(1),)) == 1
-
-
-def test_tensors_in_any_output():
-    """Nested tuples, mappings and dataclasses are searched in order."""
-    from collections import UserDict
-    from dataclasses import dataclass
-
-    @dataclass
-    class Output:
-        loss: torch.Tensor
-        more: tuple
-
-    a, b, c, d = (torch.tensor(float(i)) for i in range(4))
-    found = tensors_in([a, {"x": b}, Output(c, (d, "text")), UserDict(y=a), None])
-    assert [float(t) for t in found] == [0, 1, 2, 3, 0]
-    assert describe({"x": a, "n": 3}) == "x=() float32, n=int"

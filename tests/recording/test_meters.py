@@ -204,6 +204,37 @@ def test_weights_and_updates(kind, dtype, numel):
     assert found == pytest.approx(expected, rel=error)
 
 
+@pytest.mark.parametrize("kind", METERS)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str
+)
+@pytest.mark.parametrize("numel", [7, 20 * UPDATE_LIMIT + 7])
+def test_elements_that_a_step_left_as_they_were(kind, dtype, numel):
+    """Oracle: torch's own comparison; of large parameters a sample within a few points."""
+    weight = torch.randn(numel).to(dtype)
+    step = torch.randn(numel).to(dtype) * 2.0**-10  # in half precision much of it is rounded away
+    step[::3] = 0
+    meter, buffer, (column,) = made(kind)
+    meter.weights([column], [weight])
+    expected = (weight + step == weight).double().mean().item()
+    weight += step
+    meter.updates([column], [weight])
+    assert read(buffer, column, "unchanged") == [
+        pytest.approx(expected, abs=1e-6 if numel == 7 else 0.03)
+    ]
+    assert expected > 0.3
+
+
+@pytest.mark.parametrize("kind", METERS)
+def test_gradients_of_float16_outputs_in_full(kind):
+    """Zeros and the largest magnitude too: there they underflow."""
+    meter, buffer, (column,) = made(kind)
+    gradient = torch.tensor([0.0, 0.0, -(2.0**-24), 2.0**-20], dtype=torch.float16)
+    meter.gradient_reader(column, whole=True)(gradient)
+    meter.end()
+    assert read(buffer, column, "zero", "abs_max") == [0.5, 2.0**-20]
+
+
 def test_a_parameter_may_change_its_size_and_dtype():
     """A sample that no longer fits is taken anew; a change in between is not compared."""
     meter, buffer, (column,) = made(HostMeter)
@@ -278,7 +309,7 @@ class Refuse(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def training():
+def training(empty=True):
     """A step of a small convolutional network on the best device at hand."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = torch.nn.Sequential(
@@ -294,17 +325,19 @@ def training():
     inputs, targets = torch.randn(4, 3, 6, 6, device=device), torch.arange(4, device=device)
 
     def step():
-        optimizer.zero_grad()
+        if empty is not None:
+            optimizer.zero_grad(set_to_none=empty)
         torch.nn.functional.cross_entropy(model(inputs), targets).backward()
         optimizer.step()
 
     return model, optimizer, step
 
 
-def test_torch_operations_never_make_the_host_wait(monkeypatch):
+@pytest.mark.parametrize("empty", [True, False, None], ids=["to none", "to zero", "never"])
+def test_torch_operations_never_make_the_host_wait(monkeypatch, empty):
     """What runs on a GPU asks for no value within a step, shown without one."""
     monkeypatch.setattr(kernels, "compiled", None)
-    model, optimizer, step = training()
+    model, optimizer, step = training(empty)
     with gradscope.watch(model, optimizer, every=1) as scope:
         step()  # the first step makes constants
         with Refuse():

@@ -55,7 +55,7 @@ class Visit:
         page.on("dialog", lambda dialog: (self.complaints.append("dialog"), dialog.dismiss()))
         page.on("request", lambda request: self.requests.append(request.url))
         page.goto(path.as_uri())
-        page.wait_for_function("document.documentElement.dataset.ready")
+        page.wait_for_selector("html[data-ready]")  # the policy lets nothing poll by eval
 
     def draw_all(self):
         """Scroll through the page, until every plot that is not hidden is drawn."""

@@ -16,8 +16,15 @@ NORM, RMS = list(STATISTICS).index("norm"), list(STATISTICS).index("rms")
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 
 
-def make_trace(seed, *, n_blocks=12, slope=0.0, steps=20, prefix="stack.", predict=True):
-    """A chain whose gradient changes by so many decades per block, with some scatter."""
+def make_trace(
+    seed, *, n_blocks=12, slope=0.0, steps=20, prefix="stack.", predict=True, rich=False,
+    clipped=False,
+):  # fmt: skip
+    """A chain whose gradient changes by so many decades per block, with some scatter.
+
+    A rich one has shares of dead, zero and saturated units, histograms, a loss scale and a logged
+    metric too.
+    """
     generator = torch.Generator().manual_seed(seed)
     names = [f"{prefix}{i}" for i in range(n_blocks)]
     tensors, columns = [], []
@@ -33,12 +40,27 @@ def make_trace(seed, *, n_blocks=12, slope=0.0, steps=20, prefix="stack.", predi
         tensors.append(RecordedTensor("weight", name, "weight", i, shape=(8, 8)))
         columns.append(10 ** (logs[:, i] - 0.3))
     norms = torch.stack([c.float() for c in columns], dim=1)
-    values = torch.zeros(steps, len(tensors), len(STATISTICS))
+    values = torch.full((steps, len(tensors), len(STATISTICS)), math.nan)
+    for name in ("zero_fraction", "nonfinite_fraction"):
+        values[:, :, list(STATISTICS).index(name)] = 0.0
     values[:, :, NORM] = norms
     values[:, :, RMS] = norms / math.sqrt(32)
     values[:, :, list(STATISTICS).index("abs_max")] = norms
-    values[:, :, list(STATISTICS).index("weight_norm")] = 1.0
-    values[:, :, list(STATISTICS).index("update_ratio")] = 1e-3
+    of_weights = [i for i, t in enumerate(tensors) if t.kind == "weight"]
+    position = torch.arange(len(of_weights)) / len(of_weights)
+    measured = {
+        "weight_norm": 1.0 + position,
+        "update_ratio": 10 ** (-3 - position),
+        "unclipped_norm": values[:, of_weights, NORM] * (2.0 if clipped else 1.0),
+    }
+    for name, told in measured.items():
+        values[:, of_weights, list(STATISTICS).index(name)] = told
+    of_outputs = [i for i, t in enumerate(tensors) if t.kind == "activation"]
+    for name, told in (("dead_fraction", 0.1), ("saturated_fraction", 0.2), ("zero_fraction", 0.5)):
+        if rich:
+            values[:, of_outputs, list(STATISTICS).index(name)] = told
+    histograms = torch.zeros(steps, len(tensors), 64, dtype=torch.int32)
+    histograms[:, of_weights, 30:36] = torch.arange(1, 7, dtype=torch.int32)
     structure = Structure(
         modules=tuple(ModuleInfo(n, "Linear", i, 1, n) for i, n in enumerate(names)),
         blocks=tuple(Block(n, "Linear", (n,), n, 0, is_cut=True) for n in names),
@@ -46,16 +68,23 @@ def make_trace(seed, *, n_blocks=12, slope=0.0, steps=20, prefix="stack.", predi
     predictions = tuple(Prediction(n, 10**slope) for n in names) if predict else ()
     return Trace(
         tensors=tuple(tensors),
-        steps=tuple(RecordedStep(10 * i) for i in range(steps)),
+        steps=tuple(RecordedStep(10 * i, loss_scale=2.0**i if rich else 1.0) for i in range(steps)),
         values=values,
         present=torch.ones(steps, len(tensors), dtype=torch.bool),
         structure=structure,
         predictions=predictions,
+        histograms=histograms if rich else None,
+        logged={
+            "loss": tuple((10 * i, 2.0 / (i + 1)) for i in range(steps)),
+            "lr/0": tuple((10 * i, 1e-3 * 0.9**i) for i in range(steps)),
+        }
+        if rich
+        else {},
         metadata={"torch": "2.15", "git_revision": "0123456789ab"},
     )
 
 
-def make_history(seed, *, accuracy, epochs=3, steps=60, n_classes=3, diverges_at=None):
+def make_history(seed, *, accuracy, epochs=3, steps=60, n_classes=3, diverges_at=None, fitted=True):
     """A loss that falls, and a confusion matrix whose diagonal is about the accuracy."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(steps, generator=generator)
@@ -74,7 +103,10 @@ def make_history(seed, *, accuracy, epochs=3, steps=60, n_classes=3, diverges_at
         value = sum(confusion[i][i] for i in range(n_classes)) / total
         step = steps * epoch // epochs
         mean = sum(losses[:step]) / step
-        found.append(Epoch(epoch, step, mean, value + 0.05, mean + 0.1, value, confusion, 1.5))
+        fit = {"fit_loss": mean + 0.05, "fit_accuracy": value + 0.02} if fitted else {}
+        found.append(
+            Epoch(epoch, step, mean, value + 0.05, mean + 0.1, value, confusion, 1.5, **fit)
+        )
     return History(tuple(losses), tuple(found))
 
 

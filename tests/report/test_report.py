@@ -32,14 +32,21 @@ def test_a_single_trace(studies, tmp_path, open_page):
         assert visit.page.inner_text("#flow-title") == "Gradient flow"
         assert visit.page.query_selector("#effects") is None
         assert visit.page.query_selector("#filters") is None
+        text = visit.page.inner_text("body")
+        assert "cell" not in text.lower()
+        assert "seed" not in text
+        assert "Linear" in visit.page.inner_text("#table-layers")
+        assert visit.page.inner_text("h1").startswith("Gradient flow of ")
     assert "The gradient is vanishing." in opening(page)
-    assert "loses 0.30 decades per block; in all its norm shrinks by 3.3 decades." in opening(page)
+    assert "its norm shrinks by a factor of 2,000 (3.3 decades), 0.30 decades in a typical" in (
+        opening(page)
+    )
 
 
 def test_a_probe_has_one_step_and_no_curve_over_steps(studies):
     """What needs several steps is left out rather than drawn empty."""
     found = charts(studies.make_trace(0, steps=1))
-    assert set(found) == {"profile", "chi"}
+    assert set(found) == {"profile", "chi", "updates", "weight-norms", "activations"}
 
 
 def test_partial_study_says_what_is_missing(studies, tmp_path, open_page):
@@ -65,6 +72,7 @@ def test_partial_study_says_what_is_missing(studies, tmp_path, open_page):
     with open_page(page) as visit:
         visit.draw_all()
         assert visit.complaints == []
+        visit.page.click("#summary details > summary")
         badges = visit.page.eval_on_selector_all(
             "#cells .badge", "all => all.map(e => e.innerText)"
         )
@@ -124,15 +132,31 @@ def test_seeds_missing_from_some_variants(studies, tmp_path):
     assert list(skip["n_pairs"]) == [2]
 
 
-def test_two_studies_are_compared_by_a_factor(studies, tmp_path):
-    """Of two studies, the study is one more factor with its effect."""
-    first = studies.make_study(tmp_path / "a", TWO, name="before", slope=lambda p, s: -0.3)
-    second = studies.make_study(tmp_path / "b", TWO, name="after", slope=lambda p, s: -0.1)
-    write_report([first, second], tmp_path / "both.html")
+def test_two_studies_are_matched_cell_by_cell(studies, tmp_path, open_page):
+    """Of two studies, each cell stands beside its counterpart, and the study is a factor."""
+    first = studies.make_study(
+        tmp_path / "a", TWO, name="before", slope=lambda p, s: -0.5, accuracy=lambda p, s: 0.4
+    )
+    second = studies.make_study(
+        tmp_path / "b", TWO, name="after", slope=lambda p, s: 0.0, accuracy=lambda p, s: 0.6
+    )
+    page = write_report([first, second], tmp_path / "both.html")
     effects = pd.read_csv(tmp_path / "both.tables" / "effects.csv")
     found = effects.query("metric == 'slope' and factor == 'study' and by.isna()")
-    assert list(found["estimate"]) == [pytest.approx(0.2, abs=0.02)]
-    assert list(found["n_pairs"]) == [4]
+    assert list(found["estimate"]) == [pytest.approx(0.5, abs=0.02)]
+    matched = pd.read_csv(tmp_path / "both.tables" / "matched.csv")
+    assert list(matched["verdict_before"]) == ["vanishing"] * 4
+    assert list(matched["verdict_after"]) == ["healthy"] * 4
+    assert matched["slope_change"].tolist() == pytest.approx([0.5] * 4, abs=0.03)
+    with open_page(page) as visit:
+        said = visit.page.inner_text("#compared")
+        assert "4 pairs of cells that differ in nothing but the study" in said
+        assert "Verdicts that changed: 4 from vanishing to healthy." in said
+        shown = visit.page.eval_on_selector_all(
+            "#side-by-side td[data-column=val_accuracy_change]", "all => all.map(e => e.innerText)"
+        )
+        assert shown == [f"{v:+.3f}" for v in matched["val_accuracy_change"]]
+        assert visit.complaints == []
 
 
 def test_studies_of_one_name_and_other_factors_are_told_apart(studies, tmp_path):
@@ -141,7 +165,7 @@ def test_studies_of_one_name_and_other_factors_are_told_apart(studies, tmp_path)
     second = studies.make_study(tmp_path / "b", {"skip": [True, False]})
     study = merge.merged([first, second])
     assert len(set(study.factors["study"])) == 2
-    assert study.factors["depth"] == (8, 16, None)
+    assert study.factors["depth"] == (8, 16, merge.DEFAULT)
     assert len({r.id for r in study.results}) == 6
 
 
@@ -217,3 +241,64 @@ def test_a_thousand_cells(studies, tmp_path, open_page):
         visit.page.evaluate("document.querySelector('#filters input').click()")
         assert visit.page.inner_text("#filter-state") == "800 of 1000 cells"
         assert visit.complaints == []
+
+
+def test_a_factor_of_one_study_is_the_default_of_the_other(studies, tmp_path):
+    """What a study does not vary it has all the same: of its configuration, else of the factory."""
+    first = studies.make_study(tmp_path / "a", {"skip": [True, False], "lr": [1e-3, 2e-5]})
+
+    def configured(_, result):
+        config = {"model": {"name": "hw5net", "args": {}}, "train": {"lr": 1e-3}}
+        return dataclasses.replace(result, config=config)
+
+    second = studies.make_study(tmp_path / "b", {"depth": [32]}, change=configured)
+    study = merge.merged([first, second])
+    own = [r.factors for r in study.results if "depth" in r.factors and r.factors["depth"] == 32]
+    assert own[-1]["skip"] is True  # HW5Net's own default
+    assert own[-1]["lr"] == 1e-3
+    assert study.factors["skip"] == (True, False)
+
+
+def test_two_traces_are_laid_side_by_side(studies, tmp_path, open_page):
+    """Layers are matched by name; what changed in verdict, findings, flow and updates is said."""
+    before = studies.make_trace(0, slope=-0.4)
+    after = studies.make_trace(1, slope=0.0, n_blocks=14)
+    page = write_report([before, after], tmp_path / "two.html")
+    with open_page(page) as visit:
+        visit.draw_all()
+        said = visit.page.inner_text("#compared")
+        assert "before is vanishing, after is healthy." in said
+        assert "Found in before alone: vanishing." in said
+        assert "12 layers matched by name, 2 only in one of them." in said
+        assert "most at stack.0" in said
+        lines = visit.page.evaluate(
+            """document.querySelector('#figure-profile .plot').data
+              .filter(t => t.text).map(t => t.x.length)"""
+        )
+        assert lines == [12, 14]
+        assert visit.complaints == []
+        assert visit.requests == [page.as_uri()]
+    matched = pd.read_csv(tmp_path / "two.tables" / "matched.csv")
+    expected = matched["log10_grad_after"] - matched["log10_grad_before"]
+    assert matched["log10_grad_change"].tolist() == pytest.approx(expected.tolist(), nan_ok=True)
+    assert matched["log10_grad_change"][0] == pytest.approx(0.4 * 11, abs=0.1)
+
+
+def test_command_compares_two_files(studies, tmp_path):
+    """`gradscope report a.parquet b.parquet`: the runs have the names of their files."""
+    from typer.testing import CliRunner
+
+    from gradscope.cli.app import app
+
+    files = [
+        str(studies.make_trace(i).save(tmp_path / f"{n}.parquet"))
+        for i, n in ((0, "old"), (1, "new"))
+    ]
+    done = CliRunner().invoke(app, ["report", *files, "-o", str(tmp_path / "page.html")])
+    assert done.exit_code == 0
+    assert "chain" not in (tmp_path / "page.html").read_text("utf-8")[:3000]
+    assert "Both are healthy." in (tmp_path / "page.html").read_text("utf-8")
+    cells = pd.read_csv(tmp_path / "page.tables" / "cells.csv")
+    assert list(cells["factor.run"]) == ["old", "new"]
+    with pytest.raises(ConfigError, match="compare like with like"):
+        load([tmp_path / "old.parquet", tmp_path])

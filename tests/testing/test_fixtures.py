@@ -72,14 +72,37 @@ def test_first_run_stores_then_compares(pytester):
     assert "gradient profile" not in second.stdout.str()
 
 
-def test_missing_profile_fails_in_ci(pytester, monkeypatch):
-    """In CI nothing is written: the missing file is named."""
+def test_missing_profile_fails_in_ci_unless_asked_for(pytester, monkeypatch):
+    """In CI nothing is written: the missing file is named. --gradscope-update writes it."""
     monkeypatch.setenv("CI", "true")
     path = profile_test(pytester, "build, inputs")
     result = pytester.runpytest_inprocess()
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*test_net.json is missing: run this test once*"])
     assert not path.exists()
+    asked = pytester.runpytest_inprocess("--gradscope-update")
+    asked.assert_outcomes(passed=1)
+    asked.stdout.fnmatch_lines(["gradscope: new gradient profile*"])
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)
+
+
+def test_new_profiles_are_announced_by_parallel_runs(pytester):
+    """Under pytest-xdist too, once each."""
+    pytest.importorskip("xdist")
+    pytester.makepyfile(
+        test_many=HEADER
+        + """
+import pytest
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_net(gradient_profile, seeds):
+    gradient_profile(build, inputs, seeds=seeds)
+"""
+    )
+    result = pytester.runpytest_subprocess("-n", "2", "-W", "error")
+    result.assert_outcomes(passed=2)
+    told = [line for line in result.outlines if line.startswith("gradscope: new gradient profile")]
+    assert len(told) == 2
 
 
 def test_changed_network_fails_with_a_table_until_accepted(pytester):
@@ -88,12 +111,13 @@ def test_changed_network_fails_with_a_table_until_accepted(pytester):
     pytester.runpytest_inprocess().assert_outcomes(passed=1)
     before = json.loads(path.read_text())
     profile_test(pytester, "lambda: build(0.5), inputs")
-    failed = pytester.runpytest_inprocess()
+    failed = pytester.runpytest_inprocess("-W", "error")
     failed.assert_outcomes(failed=1)
     failed.stdout.fnmatch_lines(
         [
-            "*log10 gradient norms changed in * of 14 layers",
-            "*layer*stored*now*change*tolerance",
+            "*gradient profile: same random numbers as stored*",
+            "*layers moved beyond rounding, most '*': * decades",
+            "*layer * gradient *weight *update *output *flow*",
             "*0 *-*",
             "*accept it with pytest --gradscope-update",
         ]
@@ -102,6 +126,52 @@ def test_changed_network_fails_with_a_table_until_accepted(pytester):
     accepted = pytester.runpytest_inprocess("--gradscope-update")
     accepted.assert_outcomes(passed=1)
     accepted.stdout.fnmatch_lines(["gradscope: updated gradient profile*"])
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)
+
+
+def test_a_draw_within_chance_asks_and_fails_until_accepted(pytester):
+    """Another order of random numbers is told from a change of the network, and not let through."""
+    profile_test(pytester, "build, inputs")
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)
+    profile_test(pytester, "lambda: (torch.rand(1), build())[1], inputs")
+    failed = pytester.runpytest_inprocess()
+    failed.assert_outcomes(failed=1)
+    failed.stdout.fnmatch_lines(
+        [
+            "*other random numbers than stored in *",
+            "moved by * decades, within chance: accept or not?",
+        ]
+    )
+    pytester.runpytest_inprocess("--gradscope-update").assert_outcomes(passed=1)
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)
+
+
+def test_inputs_drawn_in_the_test_are_the_same_in_each_run(pytester):
+    """Whatever ran before: the test runs with seeded generators, which come back after it."""
+    test = (
+        HEADER
+        + """
+def test_net(gradient_profile):
+    gradient_profile(build, torch.randn(16, 64))
+"""
+    )
+    pytester.makepyfile(test_one=test)
+    pytester.runpytest_inprocess().assert_outcomes(passed=1)
+    before = "torch.manual_seed(3)\nSTATE = torch.get_rng_state()\n"
+    after = "\ndef test_after():\n    assert torch.equal(torch.get_rng_state(), STATE)\n"
+    pytester.makepyfile(test_one=test + before + after)
+    pytester.runpytest_inprocess().assert_outcomes(passed=2)
+
+
+def test_old_format_fails_until_accepted(pytester):
+    """A profile of means over seeds is announced, and written anew on request."""
+    path = profile_test(pytester, "build, inputs")
+    path.parent.mkdir(parents=True)
+    path.write_text('{"layers": [], "seeds": 3, "width_std": 0.1, "version": 1}')
+    result = pytester.runpytest_inprocess()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*test_net.json: old format, *accept the profile anew*"])
+    pytester.runpytest_inprocess("--gradscope-update").assert_outcomes(passed=1)
     pytester.runpytest_inprocess().assert_outcomes(passed=1)
 
 
@@ -132,7 +202,7 @@ def test_broken_profile_is_one_clear_line(pytester):
     path.write_text("{}")
     result = pytester.runpytest_inprocess()
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*TraceError: *test_net.json: no gradient profile*"])
+    result.stdout.fnmatch_lines(["*test_net.json: no gradient profile*"])
 
 
 def test_health_fixture(pytester):

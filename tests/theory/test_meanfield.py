@@ -121,7 +121,7 @@ def test_critical_variance_without_bias(phi, expected):
     assert meanfield.critical_weight_variance(phi) == pytest.approx(expected, rel=1e-3)
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.floats(1.1, 4.0), st.floats(0.0, 0.5))
 def test_fixed_point_is_fixed(weight_variance, bias_variance):
     """q* is where the variance map of tanh meets the diagonal."""

@@ -58,6 +58,7 @@ const element FLOAT32 = {4,
                          summarise_float32,
                          add_squares_float32,
                          squared_change_float32,
+                         count_alike_float32,
                          scaled_norm_float32,
                          any_nonzero_float32};
 
@@ -67,6 +68,7 @@ const element BFLOAT16 = {2,
                           summarise_bfloat16,
                           add_squares_bfloat16,
                           squared_change_bfloat16,
+                          count_alike_bfloat16,
                           scaled_norm_bfloat16,
                           any_nonzero_bfloat16};
 
@@ -76,6 +78,7 @@ const element FLOAT64 = {8,
                          summarise_float64,
                          add_squares_float64,
                          squared_change_float64,
+                         count_alike_float64,
                          scaled_norm_float64,
                          any_nonzero_float64};
 

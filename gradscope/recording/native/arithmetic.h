@@ -27,6 +27,8 @@ typedef struct {
     reduction *add_squares; /* `squares` alone: half the time where a tensor lies in a cache */
     /* Sum of the squared differences of two vectors. */
     double (*squared_change)(const char *now, const char *before, int64_t length);
+    /* How many elements of two vectors are the same, bit for bit. */
+    int64_t (*count_alike)(const char *now, const char *before, int64_t length);
     /* Norm of elements whose squares leave the range of their type. */
     double (*scaled_norm)(const char *data, int64_t numel, double largest);
     int (*any_nonzero)(const char *data, int64_t numel); /* -0.0 is zero */

@@ -44,8 +44,7 @@ int write_numel(const cells *in, int64_t column, int64_t numel) {
     return number ? PyList_SetItem(in->numel, (Py_ssize_t)column, number) : -1; /* takes it */
 }
 
-int integer_at(PyObject *list, Py_ssize_t i, int64_t *found) {
-    PyObject *item = PyList_GetItem(list, i); /* the list's */
-    *found = item ? PyLong_AsLongLong(item) : -1;
+int as_integer(PyObject *object, int64_t *found) {
+    *found = object ? PyLong_AsLongLong(object) : -1;
     return *found == -1 && PyErr_Occurred() ? -1 : 0;
 }

@@ -109,6 +109,13 @@ FOR_EACH_CPU static double OF(squared_change)(const char *now, const char *befor
     return total;
 }
 
+FOR_EACH_CPU static int64_t OF(count_alike)(const char *now, const char *before, int64_t length) {
+    int64_t alike = 0;
+    for (int64_t i = 0; i < length; i++)
+        alike += OF(pattern)(now, i) == OF(pattern)(before, i);
+    return alike;
+}
+
 static double OF(scaled_norm)(const char *data, int64_t numel, double largest) {
     double squares = 0;
     for (int64_t i = 0; i < numel; i++) {

@@ -13,8 +13,6 @@
 
 #include "arithmetic.h"
 
-#define MODULE "gradscope.recording._kernels"
-
 /* module.c: names of attributes, owned by the module for good. */
 extern struct names {
     PyObject *cells, *numel, *version;
@@ -51,16 +49,16 @@ typedef struct {
     int64_t columns, places;
 } cells;
 
-/* Afterwards, unless it failed, `close_cells` must be called; before other Python code may run, as
- * cells move when the area grows. */
+/* Unless it failed, `close_cells` must follow, and soon: when the area grows meanwhile, in another
+ * thread, what is written is lost with the cells that it left. */
 int open_cells(PyObject *area, cells *found);
 void close_cells(cells *in);
 
 int write_cells(const cells *in, int64_t column, int64_t place, const float *values, int64_t n);
 int write_numel(const cells *in, int64_t column, int64_t numel);
 
-/* A whole number in a list. */
-int integer_at(PyObject *list, Py_ssize_t i, int64_t *found);
+/* A whole number; of NULL the error that is set already. */
+int as_integer(PyObject *object, int64_t *found);
 
 /* marks.c: which tensors were measured and did not change since; a bytearray, empty at first. */
 
@@ -73,7 +71,7 @@ int mark_measured(PyObject *marks, int64_t column, PyObject *object, uint64_t ve
                   const tensor *read, int64_t block);
 
 PyObject *py_measure(PyObject *self, PyObject *args); /* measure.c */
-PyObject *py_measure_one(PyObject *self, PyObject *args);
+PyObject *py_measure_one(PyObject *self, PyObject *const *args, Py_ssize_t given);
 PyObject *py_remember(PyObject *self, PyObject *args); /* samples.c */
 PyObject *py_change(PyObject *self, PyObject *args);
 PyObject *py_dead_units(PyObject *self, PyObject *args); /* units.c */

@@ -51,14 +51,18 @@ static int measure(const tensor *read, const cells *in, int64_t column, int64_t 
     return write_numel(in, column, read->numel);
 }
 
-PyObject *py_measure_one(PyObject *self, PyObject *args) {
+/* Called for each output and each gradient at one, so its arguments are not packed into a tuple. */
+PyObject *py_measure_one(PyObject *self, PyObject *const *args, Py_ssize_t given) {
     (void)self;
-    PyObject *area, *convert, *object;
-    long long column, wanted;
-    int64_t block;
+    int64_t column, wanted, block;
     tensor read;
     cells in;
-    if (!PyArg_ParseTuple(args, "OLLOO:measure_one", &area, &column, &wanted, &convert, &object))
+    if (given != 5) {
+        PyErr_Format(PyExc_TypeError, "measure_one takes 5 arguments, not %zd", given);
+        return NULL;
+    }
+    PyObject *area = args[0], *convert = args[3], *object = args[4];
+    if (as_integer(args[1], &column) < 0 || as_integer(args[2], &wanted) < 0)
         return NULL;
     if (!locate(object, &read))
         return PyObject_CallFunctionObjArgs(convert, object, NULL);
@@ -81,7 +85,7 @@ static int measure_next(PyObject *object, const tensor *read, Py_ssize_t i, void
     const request *asked = context;
     int64_t column, block;
     uint64_t version = 0;
-    if (integer_at(asked->columns, i, &column) < 0)
+    if (as_integer(PyList_GetItem(asked->columns, i), &column) < 0)
         return -1;
     if (!column)
         return 0;

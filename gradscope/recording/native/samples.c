@@ -37,14 +37,15 @@ static int sample_at(const request *asked, Py_ssize_t i, const tensor *read, sam
     return locate(copy, &found->copy) && fits(found, read, numel);
 }
 
-/* Write a norm over a sample, scaled up to all elements; 1, or -1 on errors. */
-static int write_norm(const request *asked, Py_ssize_t i, int64_t numel, const sample *of,
-                      double norm) {
+/* Write a norm over a sample, scaled up to all elements, and in the next place, unless it is NaN, a
+ * share of them; 1, or -1 on errors. */
+static int write_sample(const request *asked, Py_ssize_t i, int64_t numel, const sample *of,
+                        double norm, double share) {
     double sampled = (double)(of->length * of->runs);
-    float value = (float)(norm * sqrt((double)numel / sampled));
+    float values[2] = {(float)(norm * sqrt((double)numel / sampled)), (float)share};
     int64_t column;
-    if (integer_at(asked->columns, i, &column) < 0 ||
-        write_cells(&asked->in, column, asked->place, &value, 1) < 0)
+    if (as_integer(PyList_GetItem(asked->columns, i), &column) < 0 ||
+        write_cells(&asked->in, column, asked->place, values, isnan(share) ? 1 : 2) < 0)
         return -1;
     return 1;
 }
@@ -64,7 +65,7 @@ static int remember(PyObject *object, const tensor *read, Py_ssize_t i, void *co
     summary found;
     read->of->summarise(of.copy.data, sampled, &found);
     double norm = norm_of(read->of, of.copy.data, sampled, &found);
-    return write_norm(context, i, read->numel, &of, norm);
+    return write_sample(context, i, read->numel, &of, norm, NAN);
 }
 
 static int change(PyObject *object, const tensor *read, Py_ssize_t i, void *context) {
@@ -74,13 +75,17 @@ static int change(PyObject *object, const tensor *read, Py_ssize_t i, void *cont
     if (fitting != 1)
         return fitting;
     int64_t bytes = of.length * read->of->size;
-    double squares = 0;
+    double squares = 0, alike = 0;
     if (!of.length || !of.runs)
         return 1;
-    for (int64_t run = 0; run < of.runs; run++)
-        squares += read->of->squared_change(read->data + run * of.stride * read->of->size,
-                                            of.copy.data + run * bytes, of.length);
-    return write_norm(context, i, read->numel, &of, sqrt(squares));
+    for (int64_t run = 0; run < of.runs; run++) {
+        const char *now = read->data + run * of.stride * read->of->size;
+        const char *before = of.copy.data + run * bytes;
+        squares += read->of->squared_change(now, before, of.length);
+        alike += (double)read->of->count_alike(now, before, of.length);
+    }
+    alike /= (double)(of.length * of.runs);
+    return write_sample(context, i, read->numel, &of, sqrt(squares), alike);
 }
 
 static PyObject *for_each_sample(PyObject *args, use *function) {

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradscope.report.chart import PALETTE, Chart, Key, Panel
 from gradscope.report.figures.common import (
-    SHARES,
     Drawing,
-    cell_title,
-    clipped,
     margins,
     plain,
     row_axis,
     row_labels,
+    shortened,
     titled,
 )
+from gradscope.report.figures.heat import SHARE, row_heat
 from gradscope.study import labels
+from gradscope.study.columns import class_names
+from gradscope.study.outcome import interval
 from gradscope.study.reading import Reading
 from gradscope.study.results import Epoch
-from gradscope.study.tables import Variant, class_names
+from gradscope.study.tables import Variant
+
+Counts = NDArray[np.int64]
 
 
 def accuracy(drawing: Drawing) -> Chart | None:
@@ -39,9 +44,13 @@ def accuracy(drawing: Drawing) -> Chart | None:
     if not rows:
         return None
     rows.sort(key=lambda row: float(np.mean([e.val_accuracy for e in row[1]])))
-    marks = (
-        ("train_accuracy", "training", 1, "circle-open"),
-        ("val_accuracy", "validation", 0, "square"),
+    fitted = all(math.isfinite(e.fit_accuracy) for _, last in rows for e in last)
+    other = "training images" if fitted else "running, as trained on"
+    data = (
+        _accuracy_marks(
+            rows, "fit_accuracy" if fitted else "train_accuracy", other, 1, "circle-open"
+        ),
+        _accuracy_marks(rows, "val_accuracy", "validation", 0, "square"),
     )
     layout = {
         "xaxis": {**titled("accuracy after the last epoch"), "tickformat": ".0%"},
@@ -49,17 +58,26 @@ def accuracy(drawing: Drawing) -> Chart | None:
         "margin": margins(8, 8, 8, 48),
         "showlegend": False,
     }
-    data = tuple(_accuracy_marks(rows, *mark) for mark in marks)
-    described = f"Accuracy of {labels.count(len(rows), 'variant')}"
+    told = (
+        "A fixed part of the training images is judged in evaluation mode, as validation is: the "
+        "distance between the two marks is the generalisation gap."
+        if fitted
+        else "The running accuracy is that of the batches as they were trained on, by weights that "
+        "were still changing and in training mode: its distance from validation is no measure of "
+        "generalisation."
+    )
     return Chart(
         key="accuracy",
         title="Accuracy",
         caption=(
-            "Share of images classified rightly after the last epoch, one mark per seed. The "
-            "distance between the two marks is the generalisation gap."
+            "Share of images classified rightly after the last epoch, one mark per seed. Bars are "
+            f"95 % intervals over the draw of the validation images (Wilson). {told}"
         ),
-        panels=(Panel("", data, layout, described),),
-        legend=(Key("validation", 0, "", "square"), Key("training", 1, "", "circle-open")),
+        panels=(Panel("", data, layout, f"Accuracy of {labels.count(len(rows), 'variant')}"),),
+        legend=(
+            Key("validation", 0, "", "square", {"k": "validation"}),
+            Key(other, 1, "", "circle-open", {"k": other}),
+        ),
         table="epochs",
         wide=True,
         options={"rows": True},
@@ -69,10 +87,10 @@ def accuracy(drawing: Drawing) -> Chart | None:
 def _accuracy_marks(
     rows: Sequence[tuple[Variant, Sequence[Epoch]]], field: str, name: str, colour: int, symbol: str
 ) -> dict[str, Any]:
-    points = [(i, v, getattr(e, field)) for i, (v, epochs) in enumerate(rows) for e in epochs]
-    return {
+    points = [(i, v, e) for i, (v, epochs) in enumerate(rows) for e in epochs]
+    marks = {
         "type": "scatter",
-        "x": [value for _, _, value in points],
+        "x": [getattr(e, field) for _, _, e in points],
         "y": [row for row, _, _ in points],
         "text": [plain(v.label) for _, v, _ in points],
         "mode": "markers",
@@ -84,115 +102,156 @@ def _accuracy_marks(
             "rows": [v.index for _, v, _ in points],
             "order": [v.index for v, _ in rows],
             "c": colour,
+            "k": name,
         },
     }
+    ends = [interval(e) for _, _, e in points]
+    if field == "val_accuracy" and any(math.isfinite(low) for low, _ in ends):
+        marks["error_x"] = {
+            "type": "data",
+            "symmetric": False,
+            "array": [
+                high - e.val_accuracy for (_, high), (_, _, e) in zip(ends, points, strict=True)
+            ],
+            "arrayminus": [
+                e.val_accuracy - low for (low, _), (_, _, e) in zip(ends, points, strict=True)
+            ],
+            "thickness": 1,
+            "width": 3,
+            "color": PALETTE[colour],
+        }
+    return marks
 
 
 def class_accuracy(drawing: Drawing) -> Chart | None:
     """Accuracy per class, one row per variant."""
-    classes: tuple[str, ...] = ()
     rows = []
+    classes: tuple[str, ...] = ()
     for variant in drawing.tables.variants:
-        of_seeds = []
-        for reading in drawing.readings(variant):
-            epochs = reading.result.history.epochs
-            if epochs and epochs[-1].confusion:
-                counts = np.array(epochs[-1].confusion, dtype=float)
-                totals = counts.sum(axis=1)
-                of_seeds.append(np.where(totals > 0, counts.diagonal() / totals.clip(1), np.nan))
-                classes = classes or class_names(reading.result)
-        if of_seeds and len(of_seeds[0]) == len(classes):
-            rows.append((variant, np.mean(of_seeds, axis=0)))
+        counts, names = _counts(drawing.readings(variant))
+        if counts is not None and names in (classes, classes or names):
+            classes = names
+            totals = counts.sum(axis=1)
+            rows.append((variant, np.where(totals > 0, counts.diagonal() / totals.clip(1), np.nan)))
     if not rows:
         return None
     rows.sort(key=lambda row: float(np.nanmean(row[1])))
     legible = len(rows) <= 64 and len(classes) <= 12
-    heat = {
-        "type": "heatmap",
-        "z": np.array([r[1] for r in rows], dtype=np.float32),
-        "x": [plain(c) for c in classes],
-        "y": list(range(len(rows))),
-        "text": [plain(v.label) for v, _ in rows],
-        "zmin": 0,
-        "zmax": 1,
-        "colorscale": SHARES,
-        "texttemplate": "%{z:.0%}" if legible else "",
-        "hovertemplate": "%{text}<br>%{x}: %{z:.1%}<extra></extra>",
-        "colorbar": {"tickformat": ".0%", "thickness": 12, "outlinewidth": 0},
-        "meta": {**row_labels(rows), "shares": True, "per_row": True},
-    }
-    layout = {
-        "xaxis": {"side": "top", "type": "category"},
-        "yaxis": row_axis(rows),
-        "margin": margins(8, 8, 60, 8),
-    }
-    described = f"Heat map of {len(rows)} variants by {len(classes)} classes"
-    return Chart(
+    chart = Chart(
         key="classes",
         title="Accuracy per class",
         caption=(
             "Share of the validation images of each class that were recognised after the last "
-            "epoch" + (", mean over seeds" if drawing.tables.n_seeds > 1 else "") + "; variants "
+            "epoch" + (", over all seeds" if drawing.tables.n_seeds > 1 else "") + "; variants "
             "from the lowest mean (top) to the highest."
         ),
-        panels=(Panel("", (heat,), layout, described),),
+        panels=(),
         table="confusion",
-        wide=True,
-        options={"rows": True},
+    )
+    return row_heat(
+        chart, rows, [plain(c) for c in classes], SHARE,
+        hover="%{text}<br>%{x}: %{z:.1%}<extra></extra>",
+        x_axis={"side": "top", "type": "category"},
+        numbers="%{z:.0%}" if legible else "",
+    )  # fmt: skip
+
+
+def pooled(drawing: Drawing) -> Chart | None:
+    """Confusion matrices over all cells, and over the cells of each level of each factor."""
+    tables = drawing.tables
+    if len(tables.variants) < 2:
+        return None
+    groups = [("all cells", list(tables.variants))]
+    for f, factor in enumerate(tables.factors):
+        for level, name in enumerate(factor.levels):
+            own = [v for v in tables.variants if v.levels[f] == level]
+            groups.append((f"{factor.name} {name}", own))
+    panels = []
+    for title, variants in groups:
+        counts, names = _counts([r for v in variants for r in drawing.readings(v)])
+        if counts is None:
+            return None
+        panels.append(_matrix(title, counts, names, {"pool": [v.index for v in variants]}))
+    return Chart(
+        key="pooled",
+        title="Confusion matrices, pooled",
+        caption=(
+            "Counts added up over all cells, and over the cells of each level: rows are true "
+            "classes, columns what they were taken for, in shares of the row. A filter takes its "
+            "cells out of every sum."
+        ),
+        panels=tuple(panels),
+        table="confusion",
+        options={"scale": SHARE.option, "pooled": True},
+        most=8,
     )
 
 
 def confusion(drawing: Drawing) -> Chart | None:
-    """Confusion matrix per cell, normalised per true class, counts on hover."""
+    """Confusion matrix per variant, its seeds added up, normalised per true class."""
     panels = []
-    seeded = drawing.tables.n_seeds > 1
-    for variant, reading in drawing.cells():
-        epochs = reading.result.history.epochs
-        if epochs and epochs[-1].confusion:
-            panels.append(_confusion_panel(variant, reading, seeded=seeded))
+    for variant in drawing.tables.variants:
+        counts, names = _counts(drawing.readings(variant))
+        if counts is not None:
+            title = variant.label if len(drawing.tables.variants) > 1 else ""
+            panels.append(_matrix(title, counts, names, {"v": variant.index}))
     if not panels:
         return None
+    several = len(panels) > 1
     return Chart(
         key="confusion",
-        title="Confusion matrices",
+        title="Confusion matrices of each variant" if several else "Confusion matrix",
         caption=(
-            "After the last epoch, on the validation images: rows are true classes, columns what "
-            "they were taken for, in shares of the row. Hover for the number of images."
+            "After the last epoch, on the validation images"
+            + (", added up over seeds" if drawing.tables.n_seeds > 1 else "")
+            + ": rows are true classes, columns what they were taken for, in shares of the row. "
+            "Hover for the number of images."
         ),
         panels=tuple(panels),
         table="confusion",
-        options={"scale": ["shares", "0 %", "100 %"]},
-        most=16,
+        options={"scale": SHARE.option},
+        most=4,
     )
 
 
-def _confusion_panel(variant: Variant, reading: Reading, *, seeded: bool) -> Panel:
-    counts = np.array(reading.result.history.epochs[-1].confusion)
+def _counts(readings: Sequence[Reading]) -> tuple[Counts | None, tuple[str, ...]]:
+    """Confusion counts after the last epoch, added up, and the classes.
+
+    None where there are none, or the cells do not have the same classes.
+    """
+    found: dict[tuple[str, ...], Counts] = {}
+    for reading in readings:
+        epochs = reading.result.history.epochs
+        if epochs and epochs[-1].confusion:
+            names = class_names(reading.result)
+            found[names] = found.get(names, 0) + np.array(epochs[-1].confusion)
+    if len(found) != 1:
+        return None, ()
+    names, counts = next(iter(found.items()))
+    return counts, names
+
+
+def _matrix(title: str, counts: Counts, names: tuple[str, ...], meta: dict[str, Any]) -> Panel:
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.where(totals > 0, counts / totals.clip(1), np.nan)
-    names = [plain(clipped(c, 12)) for c in class_names(reading.result)]
     at = list(range(len(names)))
-    heat = {
-        "type": "heatmap",
+    heat = SHARE.trace | {
         "z": shares.astype(np.float32),
         "x": at,
         "y": at,
         "text": counts.tolist(),
-        "zmin": 0,
-        "zmax": 1,
-        "colorscale": SHARES,
         "showscale": False,
         "texttemplate": "%{z:.0%}" if len(names) <= 6 else "",
-        "hovertemplate": "%{y} taken for %{x}: %{text} images, %{z:.1%}<extra></extra>",
-        "meta": {"v": variant.index, "shares": True},
+        "hovertemplate": "%{y} taken for %{x}:<br>%{text} images, %{z:.1%}<extra></extra>",
+        "meta": {**meta, "shares": True},
     }
-    ticks = {"tickvals": at, "ticktext": names} if len(names) <= 30 else {}
+    shown = [plain(shortened(c, 12)) for c in names]
+    ticks = {"tickvals": at, "ticktext": shown} if len(names) <= 30 else {}
     layout = {
         "xaxis": {**titled("predicted"), "tickangle": -40, **ticks},
         "yaxis": {"autorange": "reversed", **ticks},
         "margin": margins(84, 8, 4, 76),
     }
-    title = cell_title(variant, reading, seeded=seeded)
     right = counts.trace() / max(counts.sum(), 1)
-    words = f"Confusion matrix, {labels.percent(right)} right: {title}"
+    words = f"Confusion matrix, {labels.percent(right)} right{': ' if title else ''}{title}"
     return Panel(title, (heat,), layout, words)

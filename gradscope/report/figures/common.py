@@ -12,9 +12,6 @@ from gradscope.study.effects import Effect
 from gradscope.study.reading import Reading
 from gradscope.study.tables import Tables, Variant
 
-SEQUENTIAL = "Viridis"
-SHARES = "Blues"
-
 
 @dataclass(frozen=True)
 class Drawing:
@@ -55,9 +52,42 @@ def short_names(names: Sequence[str]) -> list[str]:
     return [".".join(path[shared:]) for path in paths]
 
 
-def clipped(name: str, length: int = 18) -> str:
-    """A name that fits on an axis; the end tells more than the beginning."""
-    return name if len(name) <= length else f"…{name[1 - length :]}"
+def shortened(name: str, length: int = 18) -> str:
+    """A name that fits on an axis: what is in the middle gives way, as both ends tell apart."""
+    if len(name) <= length:
+        return name
+    head = (length - 1) // 2
+    return f"{name[:head]}…{name[head + 1 - length :]}"
+
+
+def merged_names(lists: Sequence[Sequence[str]]) -> list[str] | None:
+    """One order for the names of several networks, so that equal layers stand at one place.
+
+    Args:
+        lists: the names of each network, in execution order.
+
+    Returns:
+        All names, those of one list in its order; None where less than half of a list's names are
+        in the longest, or a name comes twice, or two lists disagree about the order.
+    """
+    distinct = sorted(dict.fromkeys(tuple(names) for names in lists), key=lambda n: -len(n))
+    order = list(distinct[0])
+    base = set(order)
+    for names in distinct:
+        if len(set(names)) < len(names) or 2 * len(base & set(names)) < len(names):
+            return None
+        at = {name: i for i, name in enumerate(order)}
+        known = [at[name] for name in names if name in at]
+        if known != sorted(known):
+            return None
+        previous = -1
+        for name in names:
+            if name in order:
+                previous = order.index(name)
+            else:
+                previous += 1
+                order.insert(previous, name)
+    return order
 
 
 def titled(text: str, standoff: int = 6) -> dict[str, Any]:
@@ -87,6 +117,15 @@ def row_labels(rows: Sequence[tuple[Variant, Any]]) -> dict[str, list[Any]]:
     }
 
 
-def cell_title(variant: Variant, reading: Reading, *, seeded: bool) -> str:
-    """The variant, with its seed where there are several."""
+def cell_title(drawing: Drawing, variant: Variant, reading: Reading) -> str:
+    """The variant, with its seed where there are several; nothing where there is only one cell."""
+    if len(drawing.tables.readings) == 1:
+        return ""
+    seeded = drawing.tables.n_seeds > 1
     return f"{variant.label} · seed {reading.result.seed}" if seeded else variant.label
+
+
+def power_of_ten(exponent: float) -> str:
+    """A decade as people write it: ``10⁻⁹``."""
+    digits = str(round(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"10{digits}"

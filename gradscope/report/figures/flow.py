@@ -10,26 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.report.chart import PALETTE, Chart, Key, Panel
+from gradscope.diagnosis import limits
+from gradscope.report.chart import PALETTE, Chart, Key
 from gradscope.report.figures.common import (
-    SEQUENTIAL,
     Drawing,
     cell_title,
-    clipped,
-    margins,
     plain,
-    row_axis,
-    row_labels,
+    power_of_ten,
     short_names,
     titled,
 )
+from gradscope.report.figures.heat import Scale, layer_panel, row_heat
 from gradscope.report.figures.lines import LineChart, Series, line_chart
 from gradscope.study import labels
-from gradscope.study.reading import Floats, Reading, evenly
+from gradscope.study.measures import Floats, evenly
+from gradscope.study.reading import Reading
 from gradscope.study.tables import Variant
-
-DIVERGING = [[0.0, "#0072B2"], [0.5, "#F4F4F4"], [1.0, "#D55E00"]]
-"""Vanishing is blue, exploding is vermilion; the page swaps the middle on a dark ground."""
 
 DEPTH_BINS = 48
 """Columns of the map of gradients over relative depth."""
@@ -42,7 +38,8 @@ def gradient_profile(drawing: Drawing) -> Chart | None:
         flow = reading.flow
         if flow is None or not flow.blocks:
             return None
-        return Series(range(len(flow.blocks)), _pow10(flow.log10_grad), flow.blocks)
+        hover = [_typed(reading, name) for name in flow.blocks]
+        return Series(range(len(hover)), _pow10(flow.log10_grad), flow.blocks, hover)
 
     def of_weights(reading: Reading) -> Series | None:
         names = [name for name, _ in reading.weights]
@@ -88,7 +85,10 @@ def chi_profile(drawing: Drawing) -> Chart | None:
 
     def measured(reading: Reading) -> Series | None:
         flow = reading.flow
-        return Series(range(len(flow.chi)), flow.chi, flow.blocks[1:]) if flow else None
+        if flow is None:
+            return None
+        names = flow.blocks[1:]
+        return Series(range(len(names)), flow.chi, names, [_typed(reading, n) for n in names])
 
     spec = LineChart(
         key="chi",
@@ -111,7 +111,7 @@ def chi_profile(drawing: Drawing) -> Chart | None:
     return replace(
         chart,
         caption=f"{chart.caption} Open circles are what mean-field theory predicts.",
-        legend=(*chart.legend, Key("predicted", -1, "", "circle-open")),
+        legend=(*chart.legend, Key("predicted", -1, "", "circle-open", {"k": "predicted"})),
     )
 
 
@@ -128,7 +128,7 @@ def _predictions(drawing: Drawing, variant: Variant) -> Iterable[dict[str, Any]]
                 "marker": {"symbol": "circle-open", "size": 9, "color": PALETTE[key.colour]},
                 "name": f"{plain(variant.label)}, predicted",
                 "hovertemplate": "%{fullData.name}: chi = %{y:.3g}<extra></extra>",
-                "meta": {"v": variant.index, "c": key.colour},
+                "meta": {"v": variant.index, "c": key.colour, "by_point": True, "k": "predicted"},
             }
 
 
@@ -167,52 +167,48 @@ def flow_map(drawing: Drawing) -> Chart | None:
         profiles = [_relative(r) for r in drawing.readings(variant)]
         known = [p for p in profiles if p is not None]
         if known:
-            rows.append((variant, np.mean(known, axis=0)))
+            rows.append((variant, np.asarray(np.mean(known, axis=0))))
     if len(rows) < 2:
         return None
     rows.sort(key=lambda row: (round(row[1][0], 1), row[0].index))
     values = np.array([row[1] for row in rows])
-    span = max(1.0, float(np.nanquantile(np.abs(values), 0.98)))
-    heat = {
-        "type": "heatmap",
-        "z": values.astype(np.float32),
-        "x": np.linspace(0, 1, DEPTH_BINS, dtype=np.float32),
-        "y": list(range(len(rows))),
-        "text": [plain(variant.label) for variant, _ in rows],
-        "zmin": -span,
-        "zmax": span,
-        "colorscale": DIVERGING,
-        "hovertemplate": "%{text}<br>depth %{x:.0%}: %{z:+.2f} decades<extra></extra>",
-        "colorbar": {"title": {"text": "decades"}, "thickness": 12, "outlinewidth": 0},
-        "meta": {**row_labels(rows), "diverging": True, "per_row": True},
-    }
-    layout = {
-        "xaxis": {**titled("depth: input (0 %) to output (100 %)"), "tickformat": ".0%"},
-        "yaxis": row_axis(rows),
-        "margin": margins(8, 8, 8, 48),
-    }
-    described = f"Heat map of {labels.count(len(rows), 'variant')} by depth"
-    return Chart(
+    span = float(math.ceil(max(limits.VANISHING, float(np.nanquantile(np.abs(values), 0.98)))))
+    chart = Chart(
         key="map",
         title="Every variant at a glance",
         caption=(
-            "Decades by which the gradient norm differs from that at the last block, along the "
-            "relative depth; one row per variant, from the most vanishing (top) to the most "
-            "exploding (bottom)."
+            "Decades by which the gradient norm differs from that at the last block before the "
+            "head, along the relative depth; one row per variant, from the most vanishing (top) to "
+            f"the most exploding (bottom). The head is left out: its step from {_head(drawing)} "
+            "has a size of its own. Colours are full from "
+            f"{labels.number(span)} decades on; {limits.VANISHING:.0f} make a decay matter."
         ),
-        panels=(Panel("", (heat,), layout, described),),
+        panels=(),
         table="blocks",
-        wide=True,
-        options={"rows": True},
+    )
+    return row_heat(
+        chart,
+        rows,
+        np.linspace(0, 1, DEPTH_BINS, dtype=np.float32),
+        Scale("diverging", -span, span, (f"{labels.MINUS}{span:.0f} decades", f"+{span:.0f}")),
+        hover="%{text}<br>depth %{x:.0%}: %{z:+.2f} decades<extra></extra>",
+        x_axis={**titled("relative depth, from the input on"), "tickformat": ".0%"},
     )
 
 
+def _head(drawing: Drawing) -> str:
+    """The blocks that no row of the map shows, by name."""
+    heads = [r.flow.blocks[r.body :] for r in drawing.tables.readings if r.flow is not None]
+    names = dict.fromkeys(name for head in heads for name in head)
+    return labels.listed(names, 4) or "the output"
+
+
 def _relative(reading: Reading) -> Floats | None:
-    """log10 of the gradient over that at the last block, at evenly spaced relative depths."""
+    """log10 of the gradient over that at the end of the body, at evenly spaced relative depths."""
     flow = reading.flow
     if flow is None or len(flow.blocks) < 2:
         return None
-    values = np.asarray(flow.log10_grad)
+    values = np.asarray(flow.log10_grad)[: reading.body]
     at = np.linspace(0, 1, len(values))
     return np.asarray(np.interp(np.linspace(0, 1, DEPTH_BINS), at, values - values[-1]))
 
@@ -226,57 +222,50 @@ def layer_heat(drawing: Drawing) -> Chart | None:
     every = every[np.isfinite(every)]
     if not every.size:
         return None
-    low, high = (float(q) for q in np.quantile(every, [0.01, 0.99]))
-    seeded = drawing.tables.n_seeds > 1
-    panels = [_heat_panel(v, r, (low, high), seeded=seeded) for v, r in readings]
+    low, high = np.quantile(every, [0.01, 0.99])
+    ends = (math.floor(low), math.ceil(high))
+    scale = Scale("sequential", *ends, (power_of_ten(ends[0]), power_of_ten(ends[1])))
+    panels = [
+        layer_panel(
+            cell_title(drawing, variant, reading),
+            variant,
+            reading.heat.log10.T,
+            np.asarray(reading.heat.steps, dtype=np.float32),
+            names=(
+                [_typed(reading, n) for n in reading.heat.layers],
+                short_names(reading.heat.layers),
+            ),
+            scale=scale,
+            hover="%{text}<br>step %{x}: %{customdata:.2e}<extra></extra>",
+            x_axis={**titled("step"), "nticks": 5},
+        )
+        for variant, reading in readings
+    ]
     notes = []
     if any(r.heat.thinned for _, r in readings):
-        limits = drawing.tables.limits
+        kept = drawing.tables.limits
         notes.append(
-            f"Thinned evenly to at most {limits.steps} of the recorded steps and {limits.layers} "
+            f"Thinned evenly to at most {kept.steps} of the recorded steps and {kept.layers} "
             "layers per cell."
         )
+    scales = " One colour scale for all cells." if len(panels) > 1 else ""
     return Chart(
         key="heat",
         title="Layer by step",
         caption=(
             f"Norm of the {readings[0][1].heat.quantity}, for each layer in execution order (input "
-            "at the top) at each recorded step. One colour scale for all cells; a gap is a "
-            "gradient of zero, NaN or none."
+            f"at the top) at each recorded step.{scales} A gap is a gradient of zero, NaN or none."
         ),
         panels=tuple(panels),
         table="heat",
         notes=tuple(notes),
+        wide=len(panels) == 1,
         most=32,
-        options={"scale": ["sequential", f"1e{low:.1f}", f"1e{high:.1f}"]},
+        options={"scale": scale.option},
     )
 
 
-def _heat_panel(
-    variant: Variant, reading: Reading, limits: tuple[float, float], *, seeded: bool
-) -> Panel:
-    heat = reading.heat
-    names = short_names(heat.layers)
-    at = evenly(len(names), 6)
-    trace = {
-        "type": "heatmap",
-        "z": heat.log10.T.astype(np.float32),
-        "x": np.asarray(heat.steps, dtype=np.float32),
-        "y": np.arange(len(names), dtype=np.float32),
-        "text": [plain(name) for name in heat.layers],
-        "zmin": limits[0],
-        "zmax": limits[1],
-        "colorscale": SEQUENTIAL,
-        "showscale": False,
-        "hovertemplate": "%{text}<br>step %{x}: 10^%{z:.2f}<extra></extra>",
-        "meta": {"v": variant.index, "per_row": True},
-    }
-    ticks = [plain(clipped(names[i], 14)) for i in at]
-    layout = {
-        "xaxis": {**titled("step"), "nticks": 5},
-        "yaxis": {"autorange": "reversed", "tickvals": at, "ticktext": ticks},
-        "margin": margins(92, 8, 4, 40),
-    }
-    title = cell_title(variant, reading, seeded=seeded)
-    words = f"Heat map of {labels.count(len(names), 'layer')} by step: {title}"
-    return Panel(title, (trace,), layout, words)
+def _typed(reading: Reading, name: str) -> str:
+    """A layer with its class, where that is known."""
+    kind = reading.types.get(name.partition("[")[0], "")
+    return f"{name} ({kind})" if kind else name

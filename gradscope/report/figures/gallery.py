@@ -5,24 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gradscope.report.chart import Chart
-from gradscope.report.figures.classes import accuracy, class_accuracy, confusion
+from gradscope.report.figures import classes, comparisons, flow, layers, training
 from gradscope.report.figures.common import Drawing
-from gradscope.report.figures.comparisons import interactions, main_effects
-from gradscope.report.figures.flow import (
-    chi_profile,
-    first_to_last,
-    flow_map,
-    gradient_profile,
-    layer_heat,
-)
-from gradscope.report.figures.training import (
-    accuracy_by_epoch,
-    gap_by_epoch,
-    loss_by_epoch,
-    loss_by_step,
-)
 
 __all__ = ["Drawing", "all_charts"]
+
+MAKERS: tuple[Callable[[Drawing], Chart | tuple[Chart, ...] | None], ...] = (
+    flow.flow_map,
+    flow.gradient_profile,
+    flow.chi_profile,
+    flow.layer_heat,
+    flow.first_to_last,
+    layers.by_layer,
+    layers.by_step,
+    layers.histograms,
+    comparisons.main_effects,
+    comparisons.interactions,
+    training.loss_by_step,
+    layers.logged,
+    classes.accuracy,
+    training.by_epoch,
+    classes.class_accuracy,
+    classes.pooled,
+    classes.confusion,
+)
 
 
 def all_charts(drawing: Drawing) -> dict[str, Chart]:
@@ -31,21 +37,8 @@ def all_charts(drawing: Drawing) -> dict[str, Chart]:
     Returns:
         Key of the chart -> the chart.
     """
-    makers: tuple[Callable[[Drawing], Chart | None], ...] = (
-        flow_map,
-        gradient_profile,
-        chi_profile,
-        layer_heat,
-        first_to_last,
-        main_effects,
-        interactions,
-        loss_by_step,
-        loss_by_epoch,
-        accuracy,
-        accuracy_by_epoch,
-        gap_by_epoch,
-        class_accuracy,
-        confusion,
-    )
-    charts = (make(drawing) for make in makers)
-    return {chart.key: chart for chart in charts if chart is not None}
+    found: list[Chart] = []
+    for make in MAKERS:
+        made = make(drawing)
+        found += made if isinstance(made, tuple) else [made] if made is not None else []
+    return {chart.key: chart for chart in found}

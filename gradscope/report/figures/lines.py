@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from gradscope.report.chart import PALETTE, Chart, Key, Panel
-from gradscope.report.figures.common import Drawing, clipped, margins, plain, short_names, titled
+from gradscope.report.figures.common import (
+    Drawing,
+    margins,
+    merged_names,
+    plain,
+    short_names,
+    shortened,
+    titled,
+)
 from gradscope.report.scheme import Facet
 from gradscope.study import labels
-from gradscope.study.reading import Floats, Reading
+from gradscope.study.measures import Floats, evenly
+from gradscope.study.reading import Reading
 from gradscope.study.tables import Variant
 
 MANY = 96
@@ -29,6 +38,9 @@ class Series:
     x: Sequence[float]
     y: Sequence[float]
     text: Sequence[str] = ()
+    """Names of the points; equal ones of several networks stand at one place."""
+    hover: Sequence[str] = ()
+    """The same as they read when hovered, where not the names themselves."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +86,7 @@ def _lines(
 ) -> Iterable[dict[str, Any]]:
     """The line of one variant, and the band between its lowest and highest seed."""
     longest, values = _stack(series)
-    meta = {"v": variant.index, "c": key.colour}
+    meta = {"v": variant.index, "c": key.colour, "styled": True}
     colour = PALETTE[key.colour]
     x = np.asarray(longest.x, dtype=np.float32)
     if len(series) > 1:
@@ -90,7 +102,7 @@ def _lines(
         "type": "scatter",
         "x": x,
         "y": _centre(values, log=spec.log).astype(np.float32),
-        "text": [plain(t) for t in longest.text],
+        "text": [plain(t) for t in longest.hover or longest.text],
         "name": plain(variant.label),
         "mode": "lines+markers" if few else "lines",
         "line": {"color": colour, "dash": key.dash, "width": 2},
@@ -128,17 +140,21 @@ def line_chart(
             drawn.append((facet, found))
     if not drawn:
         return None
-    every = [np.asarray(s.y, dtype=float) for _, f in drawn for ss in f.values() for s in ss]
-    limits = _limits(np.concatenate(every), spec)
+    series = [s for _, found in drawn for of_variant in found.values() for s in of_variant]
+    limits = _limits(np.concatenate([np.asarray(s.y, dtype=float) for s in series]), spec)
+    order = merged_names([s.text for s in series]) if spec.named_x else None
+    layout = _layout(spec, series, limits, order)
     panels = []
     for facet, found in drawn:
         data: list[dict[str, Any]] = []
         for variant in (v for v in facet.variants if v.index in found):
             key = drawing.scheme.style(variant)
-            data += [*_lines(variant, key, found[variant.index], spec), *extra(variant)]
+            own = [_placed(s, order) for s in found[variant.index]]
+            further = [_moved(trace, own[0]) for trace in extra(variant)]
+            data += [*_lines(variant, key, own, spec), *further]
         words = f"{spec.title}: {spec.y_title} against {spec.x_title}"
         words += f", {labels.count(len(found), 'line')}"
-        panels.append(Panel(facet.title, tuple(data), _layout(spec, found, limits), words))
+        panels.append(Panel(facet.title, tuple(data), layout, words))
     n_lines = max(len(found) for _, found in drawn)
     many = len(drawing.tables.variants) > MANY and n_lines > LINES_OF_MANY
     notes = []
@@ -150,7 +166,23 @@ def line_chart(
     return Chart(
         spec.key, spec.title, spec.caption, tuple(panels), drawing.scheme.legend, spec.table,
         tuple(notes), wide=len(panels) == 1, lines=LINES_OF_MANY if many else 0,
+        options={"scheme": True},
     )  # fmt: skip
+
+
+def _placed(series: Series, order: Sequence[str] | None) -> Series:
+    """The series at the places that all networks share; left as it is where they share none."""
+    if order is None:
+        return series
+    at = {name: i for i, name in enumerate(order)}
+    return replace(series, x=[at[name] for name in series.text])
+
+
+def _moved(trace: dict[str, Any], series: Series) -> dict[str, Any]:
+    """Marks that belong to the points of a line, at the places of its points."""
+    if not trace.get("meta", {}).get("by_point"):
+        return trace
+    return trace | {"x": np.asarray(series.x, dtype=np.float32)}
 
 
 def _limits(values: Floats, spec: LineChart) -> list[float]:
@@ -165,18 +197,20 @@ def _limits(values: Floats, spec: LineChart) -> list[float]:
     if spec.reference is not None:
         at = math.log10(spec.reference) if spec.log else spec.reference
         low, high = min(low, at), max(high, at)
-    pad = 0.05 * (high - low) or 0.5
+    span = high - low
+    pad = 0.05 * span if span > 1e-6 * max(1.0, abs(high)) else 0.5 if spec.log else 0.1
     return [low - pad, high + pad]
 
 
-def _layout(spec: LineChart, found: dict[int, list[Series]], limits: list[float]) -> dict[str, Any]:
-    series = [one for of_variant in found.values() for one in of_variant]
+def _layout(
+    spec: LineChart, series: Sequence[Series], limits: list[float], order: Sequence[str] | None
+) -> dict[str, Any]:
     y_axis: dict[str, Any] = {**titled(spec.y_title, 4), "range": limits}
     if spec.log:
         y_axis |= {"type": "log", "exponentformat": "power", **_ticks(limits)}
     if spec.percent:
         y_axis["tickformat"] = ".0%"
-    x_axis = _named_axis(series) if spec.named_x else titled(spec.x_title)
+    x_axis = _named_axis(order) if spec.named_x else titled(spec.x_title)
     if spec.x_title == "epoch":
         x_axis |= {"tick0": 1, "dtick": max(1, math.ceil(max(len(s.x) for s in series) / 8))}
     return {
@@ -193,27 +227,38 @@ def _line_at(y: float) -> dict[str, Any]:
     return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": line}
 
 
-_FINE = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)
+_STEPS = (
+    (1,),
+    (1, 2, 5),
+    (1, 1.5, 2, 3, 5, 7),
+    (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9),
+)
+"""What ticks within a decade may stand at, from coarse to fine."""
 
 
 def _ticks(limits: Sequence[float]) -> dict[str, Any]:
-    """Ticks of a log axis: whole decades, at most seven; within two decades 1, 2 and 5."""
+    """Ticks of a log axis: whole decades, at most seven; within two decades three ticks or more."""
     low, high = limits
     if high - low > 2:
         return {"dtick": max(1, math.ceil((high - low) / 7))}
-    decades = range(math.floor(low), math.ceil(high))
-    values = [
-        float(f"{m}e{d}") for d in decades for m in ((1, 2, 5) if high - low > 0.4 else _FINE)
-    ]
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    values: list[float] = []
+    for steps in _STEPS:
+        values = [float(f"{m}e{d}") for d in decades for m in steps]
+        values = [v for v in values if low <= math.log10(v) <= high]
+        if len(values) >= 3:
+            break
+    else:
+        values = [float(f"{10 ** (low + share * (high - low)):.3g}") for share in (0.1, 0.5, 0.9)]
+    values = [values[i] for i in evenly(len(values), 7)]
     return {"tickvals": values, "ticktext": [f"{v:g}" for v in values]}
 
 
-def _named_axis(series: Sequence[Series]) -> dict[str, Any]:
-    """Names on the x axis where all lines of a panel share them; else positions."""
-    names = {tuple(s.text) for s in series}
-    if len(names) != 1:
+def _named_axis(order: Sequence[str] | None) -> dict[str, Any]:
+    """Names on the x axis where all lines share their order; else positions."""
+    if order is None:
         return titled("position in execution order")
-    shown = short_names(next(iter(names)))
-    at = range(0, len(shown), math.ceil(len(shown) / 8))
-    ticks = [plain(clipped(shown[i])) for i in at]
-    return {"tickvals": list(at), "ticktext": ticks, "tickangle": -40}
+    shown = short_names(order)
+    at = evenly(len(shown), 8)
+    ticks = [plain(shortened(shown[i])) for i in at]
+    return {"tickvals": at, "ticktext": ticks, "tickangle": -40, "range": [-0.5, len(order) - 0.5]}

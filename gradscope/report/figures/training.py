@@ -80,75 +80,71 @@ def _spans_decades(drawing: Drawing) -> bool:
     return bool(every.size and every.min() > 0 and every.max() > 20 * np.median(every))
 
 
-def loss_by_epoch(drawing: Drawing) -> Chart | None:
-    """Validation loss against the epoch."""
-    return _by_epoch(
-        drawing,
+_EPOCHS: tuple[tuple[str, str, LineChart], ...] = (
+    (
         "val_loss",
+        "Mean loss over the validation images at the end of each epoch.",
         LineChart(
             key="val-loss",
             title="Validation loss by epoch",
-            caption="Mean loss over the validation images at the end of each epoch.",
+            caption="",
             table="epochs",
             y_title="validation loss",
-            x_title="epoch",
             hover="%{fullData.name}<br>epoch %{x}: %{y:.4g}<extra></extra>",
-            log=_spans_decades(drawing),
         ),
-    )
-
-
-def accuracy_by_epoch(drawing: Drawing) -> Chart | None:
-    """Validation accuracy against the epoch."""
-    return _by_epoch(
-        drawing,
+    ),
+    (
         "val_accuracy",
+        "Share of the validation images classified rightly at the end of each epoch.",
         LineChart(
             key="accuracy-epoch",
             title="Validation accuracy by epoch",
-            caption="Share of the validation images classified rightly at the end of each epoch.",
+            caption="",
             table="epochs",
             y_title="validation accuracy",
-            x_title="epoch",
             hover="%{fullData.name}<br>epoch %{x}: %{y:.1%}<extra></extra>",
             percent=True,
         ),
-    )
-
-
-def gap_by_epoch(drawing: Drawing) -> Chart | None:
-    """Generalisation gap against the epoch."""
-    return _by_epoch(
-        drawing,
+    ),
+    (
         "gap",
+        (
+            "Accuracy on a fixed part of the training images, judged in evaluation mode, less "
+            "validation accuracy: a gap that grows while the validation accuracy stands still is "
+            "over-fitting."
+        ),
         LineChart(
             key="gap",
             title="Generalisation gap by epoch",
-            caption=(
-                "Training accuracy less validation accuracy: a gap that grows while the validation "
-                "accuracy stands still is over-fitting."
-            ),
+            caption="",
             table="epochs",
             y_title="gap",
-            x_title="epoch",
             hover="%{fullData.name}<br>epoch %{x}: %{y:+.1%}<extra></extra>",
             percent=True,
             reference=0.0,
         ),
-    )
+    ),
+)
+"""Column of the table of epochs, caption, and how it is drawn."""
 
 
-def _by_epoch(drawing: Drawing, name: str, spec: LineChart) -> Chart | None:
-    """One line per variant over the epochs; no chart for a single epoch, which a table tells."""
+def by_epoch(drawing: Drawing) -> tuple[Chart, ...]:
+    """Loss, accuracy and gap against the epoch; none for a single epoch, which a table tells."""
+    charts = []
+    for name, caption, drawn in _EPOCHS:
+        log = name == "val_loss" and _spans_decades(drawing)
+        spec = replace(drawn, caption=caption, x_title="epoch", log=log)
+        chart = line_chart(drawing, spec, partial(_over_epochs, name))
+        if chart is not None:
+            charts.append(chart)
+    return tuple(charts)
 
-    def of(reading: Reading) -> Series | None:
-        epochs = reading.result.history.epochs
-        if len(epochs) < 2:
-            return None
-        if name == "gap":
-            values = [e.train_accuracy - e.val_accuracy for e in epochs]
-        else:
-            values = [getattr(e, name) for e in epochs]
-        return Series([e.epoch for e in epochs], values)
 
-    return line_chart(drawing, spec, of)
+def _over_epochs(name: str, reading: Reading) -> Series | None:
+    epochs = reading.result.history.epochs
+    values = [
+        e.fit_accuracy - e.val_accuracy if name == "gap" else getattr(e, name) for e in epochs
+    ]
+    if len(epochs) < 2 or not any(map(math.isfinite, values)):
+        return None
+    return Series([e.epoch for e in epochs], values)

@@ -30,8 +30,9 @@
     return Array.from({ length: rows }, (_, i) => flat.slice(i * columns, (i + 1) * columns));
   };
 
-  const unpackTrace = trace => {
+  const unpackTrace = (trace, names) => {
     for (const name of ["x", "y", "z"]) if (trace[name] && trace[name].bdata) trace[name] = floats(trace[name]);
+    if (typeof trace.text === "number") trace.text = names[trace.text];
     return trace;
   };
 
@@ -80,6 +81,7 @@
       if (trace.error_x) painted.error_x = { ...trace.error_x, color: colour };
       if (trace.fill) painted.fillcolor = colour + "33";
     }
+    if (trace.type === "heatmap") painted.showscale = false; // its scale stands above the panels
     if (meta.diverging) painted.colorscale = [[0, token("--c0")], [0.5, token("--middle")], [1, token("--c1")]];
     if (meta.shares) painted.colorscale = [[0, token("--share-0")], [1, token("--share-1")]];
     return painted;
@@ -125,7 +127,7 @@
     const state = $("#filter-state");
     if (!state) return;
     const n = shownCells.filter(Boolean).length;
-    state.textContent = filtered ? `${n} of ${shownCells.length} cells` : `all ${shownCells.length} cells`;
+    state.textContent = filtered ? `${n} of ${shownCells.length} ${study.noun}` : `all ${shownCells.length} ${study.noun}`;
     $("#filter-reset").hidden = !filtered;
   };
 
@@ -150,19 +152,16 @@
   // ---- drawing ---------------------------------------------------------------------------------
   const charts = new Map();
   const chartOf = key => {
-    if (!charts.has(key)) {
-      const chart = json(`chart-${key}`);
-      for (const panel of chart.panels) panel.unpacked = false;
-      charts.set(key, chart);
-    }
+    if (!charts.has(key)) charts.set(key, json(`chart-${key}`));
     return charts.get(key);
   };
+  const keyOf = plot => plot.closest(".chart").dataset.chart;
 
   const panelOf = plot => {
-    const chart = chartOf(plot.closest(".chart").dataset.chart);
+    const chart = chartOf(keyOf(plot));
     const panel = chart.panels[+plot.dataset.panel];
     if (!panel.unpacked) {
-      panel.data.forEach(unpackTrace);
+      panel.data.forEach(trace => unpackTrace(trace, chart.names));
       panel.unpacked = true;
     }
     return { chart, panel };
@@ -186,7 +185,50 @@
     const order = meta.order.filter(v => shown[v]);
     const place = new Map(order.map((v, i) => [v, i]));
     const kept = meta.rows.map((v, i) => i).filter(i => shown[meta.rows[i]]);
-    return { ...trace, x: kept.map(i => trace.x[i]), y: kept.map(i => place.get(meta.rows[i])), text: kept.map(i => trace.text[i]) };
+    const bars = trace.error_x && { error_x: { ...trace.error_x, array: kept.map(i => trace.error_x.array[i]), arrayminus: kept.map(i => trace.error_x.arrayminus[i]) } };
+    return { ...trace, ...bars, x: kept.map(i => trace.x[i]), y: kept.map(i => place.get(meta.rows[i])), text: kept.map(i => trace.text[i]) };
+  };
+
+  // Sums of the confusion counts of those variants of a pool that the filter leaves.
+  const repooled = trace => {
+    if (!filtered) return trace;
+    const own = chartOf("confusion").panels.filter(p => shown[p.data[0].meta.v] && trace.meta.pool.includes(p.data[0].meta.v));
+    const sums = trace.text.map((row, i) => row.map((_, j) => own.reduce((sum, p) => sum + p.data[0].text[i][j], 0)));
+    const shares = sums.map(row => { const n = row.reduce((a, b) => a + b, 0); return row.map(v => n ? v / n : null); });
+    return { ...trace, text: sums, z: shares };
+  };
+
+  // ---- names that fit ----------------------------------------------------------------------------
+  const unescaped = text => text.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&");
+  const escaped = text => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  const clippedMiddle = (text, most) => {
+    const whole = unescaped(text);
+    if (whole.length <= most) return text;
+    const head = Math.floor((most - 1) / 2);
+    return `${escaped(whole.slice(0, head))}…${escaped(whole.slice(head + 1 - most))}`;
+  };
+
+  // Broken at spaces and dots, else anywhere, so that a tooltip stays within its panel.
+  const wrapped = (text, most) => {
+    const lines = [""];
+    for (const piece of unescaped(text).split(/(?<=[ .])/).flatMap(p => p.match(new RegExp(`.{1,${most}}`, "gsu")) || [])) {
+      if (lines.at(-1) && (lines.at(-1) + piece).length > most) lines.push("");
+      lines[lines.length - 1] += piece;
+    }
+    return lines.map(line => escaped(line.trim())).join("<br>");
+  };
+  const wrapping = (trace, most) => {
+    const known = new Map();
+    const wrap = text => {
+      if (typeof text !== "string") return text;
+      if (!known.has(text)) known.set(text, wrapped(text, most));
+      return known.get(text);
+    };
+    const fitted = { ...trace };
+    if (trace.name) fitted.name = wrap(trace.name);
+    if (trace.customdata && trace.meta && trace.meta.effects) fitted.customdata = trace.customdata.map(wrap);
+    if (Array.isArray(trace.text)) fitted.text = trace.text.map(row => Array.isArray(row) ? row.map(wrap) : wrap(row));
+    return fitted;
   };
 
   // Sizes are kept: asking for one while drawing makes the browser lay out the page each time.
@@ -209,13 +251,16 @@
     layout.yaxis = {
       ...layout.yaxis, automargin: true, range: [kept.length - 0.5, -0.5], autorange: false, ticks: "",
       showticklabels: legible, tickvals: kept.map((_, i) => i), showgrid: panel.data[0].type !== "heatmap",
-      ticktext: kept.map(i => wide ? meta.labels[i] : meta.short[i]), tickfont: { size: kept.length > 40 ? 9 : 11 },
+      ticktext: kept.map(i => wide ? meta.labels[i] : meta.short[i]), tickfont: { size: kept.length > 40 || !wide ? 9 : 11 },
     };
     return layout;
   };
 
-  const traceHeat = trace => trace.meta && trace.meta.per_row
-    ? { ...trace, text: trace.text.map(name => trace.z[0].map(() => name)) } : trace;
+  const traceHeat = trace => trace.meta && trace.meta.per_row ? {
+    ...trace,
+    text: trace.text.map(name => trace.z[0].map(() => name)),
+    customdata: trace.hovertemplate.includes("customdata") ? trace.z.map(row => row.map(v => v === null ? null : 10 ** v)) : undefined,
+  } : trace;
 
   const drawing = plot => {
     const { chart, panel } = panelOf(plot);
@@ -228,30 +273,44 @@
       plot.style.height = `${layout.height}px`;
     }
     if (chart.options.rows) {
-      traces = traces.map(sliced);
-      if (!isWide(plot)) traces = traces.map(trace => ({ ...trace, showscale: false }));
+      const hidden = hiddenIn(keyOf(plot));
+      traces = traces.filter(t => !(t.meta.k && hidden.has(`k:${t.meta.k}`))).map(sliced);
       layout = rowLayout(plot, panel, layout);
     } else {
-      if (chart.lines) traces = thinned(traces.filter(isShown), chart.lines);
+      if (chart.lines) traces = thinned(traces.filter(t => isShown(t, plot)), chart.lines);
+      if (chart.options.pooled) traces = traces.map(repooled);
       traces = traces.map(traceHeat).map((trace, i) => ({ ...trace, uid: `t${i}` }));
     }
+    const width = sizeOf(plot)[0];
     const names = layout.yaxis.ticktext;
-    if (names && sizeOf(plot)[0] < 480) {
-      layout.yaxis.ticktext = names.map(t => t.length > 25 && !t.includes("&") ? `${t.slice(0, 12)}…${t.slice(-12)}` : t);
-    }
+    if (names) layout.yaxis.ticktext = names.map(t => clippedMiddle(t, width < 480 ? (chart.options.rows ? 31 : 24) : Math.max(24, Math.floor(width / 16))));
+    traces = traces.map(trace => wrapping(trace, Math.max(14, Math.min(40, Math.floor(width / 10)))));
     for (const shape of layout.shapes || []) shape.line.color = token("--soft");
     return [traces.map(themedTrace), layout];
   };
 
-  const isShown = trace => !trace.meta || trace.meta.v === undefined || shown[trace.meta.v];
+  // What the legend of a chart hides: "f:l" for a level of a factor, "k:name" for a kind of trace.
+  const hiddenOf = new Map();
+  const hiddenIn = key => {
+    if (!hiddenOf.has(key)) hiddenOf.set(key, new Set());
+    return hiddenOf.get(key);
+  };
+
+  const isShown = (trace, plot) => {
+    const meta = trace.meta || {};
+    const hidden = hiddenIn(keyOf(plot));
+    if (meta.k && hidden.has(`k:${meta.k}`)) return false;
+    if (meta.v === undefined) return true;
+    return shown[meta.v] && !study.variants[meta.v].levels.some((l, f) => hidden.has(`${f}:${l}`));
+  };
 
   // A filter hides lines without drawing anew, which takes plotly thirty times as long.
   const toggled = plot => {
     const { chart } = panelOf(plot);
-    if (chart.lines || chart.options.rows || chart.options.effects || !plot._fullData) return false;
+    if (chart.lines || chart.options.rows || chart.options.effects || chart.options.pooled || !plot._fullData) return false;
     const groups = new Map($$(".scatterlayer > .trace", plot).map(node => [node, [...node.classList]]));
     for (const trace of plot._fullData) {
-      const visible = isShown(trace);
+      const visible = isShown(trace, plot);
       trace.visible = visible; // or hovering would still find it
       for (const [node, classes] of groups) {
         if (classes.includes(`trace${trace.uid}`)) node.style.display = visible ? "" : "none";
@@ -310,6 +369,254 @@
       draw(plot);
     }
     drawSoon();
+  };
+
+  // ---- legends, and what colour, dash and panels stand for ----------------------------------------
+  const svgNode = (name, attributes) => {
+    const node = document.createElementNS("http://www.w3.org/2000/svg", name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    return node;
+  };
+  const SHAPES = {
+    circle: ["circle", { cx: 17, cy: 6, r: 4 }], "circle-open": ["circle", { cx: 17, cy: 6, r: 4, class: "open" }],
+    square: ["rect", { x: 13, y: 2, width: 8, height: 8 }], diamond: ["path", { d: "M17 1l5 5-5 5-5-5z" }],
+    "triangle-up": ["path", { d: "M17 1l5 9H12z" }], x: ["path", { d: "M13 2l8 8M21 2l-8 8", class: "stroke" }],
+    cross: ["path", { d: "M17 1v10M12 6h10", class: "stroke" }],
+  };
+  const sign = key => {
+    const svg = svgNode("svg", { class: `key c${key.colour >= 0 ? key.colour : "text"}`, viewBox: "0 0 34 12", width: 34, height: 12, "aria-hidden": "true" });
+    if (key.dash) svg.append(svgNode("line", { x1: 1, y1: 6, x2: 33, y2: 6, class: `d-${key.dash}` }));
+    if (SHAPES[key.symbol]) svg.append(svgNode(...SHAPES[key.symbol]));
+    return svg;
+  };
+  const hideOf = key => key.hides.k !== undefined ? `k:${key.hides.k}` : `${key.hides.f}:${key.hides.l}`;
+
+  const layLegend = figure => {
+    const list = $(".legend", figure);
+    if (!list) return;
+    const hidden = hiddenIn(figure.dataset.chart);
+    const own = study.legends[figure.dataset.chart] || [];
+    const keys = regrouped() && chartOf(figure.dataset.chart).options.scheme
+      ? [...schemeKeys(), ...own.filter(k => k.hides.k !== undefined)] : own;
+    list.replaceChildren(...keys.map(key => {
+      const item = document.createElement("li");
+      const button = document.createElement("button");
+      button.type = "button";
+      button.className = "legend-key";
+      button.dataset.hides = hideOf(key);
+      button.setAttribute("aria-pressed", String(!hidden.has(hideOf(key))));
+      button.append(sign(key), ` ${key.label}`);
+      item.append(button);
+      return item;
+    }));
+  };
+
+  const toggleKey = button => {
+    const figure = button.closest(".chart");
+    const hidden = hiddenIn(figure.dataset.chart);
+    if (!hidden.delete(button.dataset.hides)) hidden.add(button.dataset.hides);
+    button.setAttribute("aria-pressed", String(!hidden.has(button.dataset.hides)));
+    state += 1;
+    for (const plot of $$(".plot", figure)) if (nearby.has(plot)) draw(plot);
+  };
+
+  const chosen = { ...study.scheme, panel: "rest" };
+  const regrouped = () => chosen.colour !== study.scheme.colour || chosen.dash !== study.scheme.dash || chosen.panel !== "rest";
+  const cycled = (list, level) => list[Math.max(level, 0) % list.length];
+  const styleOf = v => {
+    const levels = study.variants[v].levels;
+    const level = chosen.colour >= 0 ? levels[chosen.colour] : 0;
+    return { c: Math.max(level, 0) % study.palette.light.length, symbol: cycled(study.symbols, level), dash: cycled(study.dashes, chosen.dash >= 0 ? levels[chosen.dash] : 0) };
+  };
+  const schemeKeys = () => {
+    const keys = [];
+    const levelsOf = f => f >= 0 ? study.factors[f].levels.map((level, l) => [`${study.factors[f].name} ${level}`, l]) : [];
+    for (const [label, l] of levelsOf(chosen.colour)) keys.push({ label, colour: l % study.palette.light.length, dash: "solid", symbol: cycled(study.symbols, l), hides: { f: chosen.colour, l } });
+    if (chosen.dash !== chosen.colour) for (const [label, l] of levelsOf(chosen.dash)) keys.push({ label, colour: -1, dash: cycled(study.dashes, l), symbol: "", hides: { f: chosen.dash, l } });
+    return keys;
+  };
+
+  const MOST_PANELS = 16;
+  const panelFactors = () => {
+    if (chosen.panel === "none") return [];
+    if (chosen.panel !== "rest") return [+chosen.panel];
+    const found = [];
+    let panels = 1;
+    study.factors.forEach((factor, f) => {
+      if (f === chosen.colour || f === chosen.dash || panels * factor.levels.length > MOST_PANELS) return;
+      panels *= factor.levels.length;
+      found.push(f);
+    });
+    return found;
+  };
+
+  const restyled = trace => {
+    const meta = trace.meta;
+    if (!meta || meta.v === undefined || meta.c === undefined) return trace;
+    const { c, symbol, dash } = styleOf(meta.v);
+    const styled = { ...trace, meta: { ...meta, c } };
+    if (meta.styled && trace.line) styled.line = { ...trace.line, dash };
+    if (meta.styled && trace.marker) styled.marker = { ...trace.marker, symbol };
+    return styled;
+  };
+
+  const regroup = figure => {
+    const chart = chartOf(figure.dataset.chart);
+    if (!chart.options.scheme) return;
+    chart.drawn = chart.drawn || chart.panels;
+    let panels = chart.drawn;
+    if (regrouped()) {
+      const by = panelFactors();
+      const groups = new Map();
+      for (const panel of chart.drawn) {
+        for (const trace of panel.data) {
+          const levels = study.variants[trace.meta.v].levels;
+          const key = by.map(f => levels[f]).join();
+          const title = by.map(f => `${study.factors[f].name} ${levels[f] < 0 ? "—" : study.factors[f].levels[levels[f]]}`).join(" · ");
+          if (!groups.has(key)) groups.set(key, { title, data: [], layout: panel.layout });
+          groups.get(key).data.push(restyled(unpackTrace(trace, chart.names)));
+        }
+      }
+      panels = [...groups.values()];
+    }
+    chart.panels = panels;
+    const place = $(".panels", figure);
+    for (const plot of $$(".plot", place)) {
+      watcher.unobserve(plot);
+      nearby.delete(plot);
+      sizes.delete(plot);
+      if (window.Plotly) Plotly.purge(plot);
+    }
+    figure.classList.toggle("wide", panels.length === 1);
+    place.className = `panels columns-${panels.length > 6 || panels.length === 4 ? 4 : Math.min(3, panels.length)}`;
+    place.replaceChildren(...panels.map((panel, i) => {
+      const node = document.createElement("div");
+      node.className = "panel";
+      node.dataset.v = [...new Set(panel.data.map(t => t.meta.v))].join(" ");
+      if (panel.title) {
+        const head = document.createElement("h4");
+        head.textContent = panel.title;
+        node.append(head);
+      }
+      const plot = document.createElement("div");
+      plot.className = "plot";
+      plot.dataset.panel = i;
+      plot.setAttribute("role", "img");
+      plot.setAttribute("aria-label", `${$("h3", figure).textContent}: ${panel.title || "all in one plot"}`);
+      node.append(plot);
+      return node;
+    }));
+    layPanels(figure);
+    layLegend(figure);
+    for (const plot of $$(".plot", place)) watcher.observe(plot);
+  };
+
+  const applyScheme = () => {
+    const value = name => +$(`#by-${name}`).value;
+    const panel = $("#by-panel").value;
+    Object.assign(chosen, { colour: value("colour"), dash: value("dash"), panel });
+    hiddenOf.clear();
+    for (const figure of $$(".chart")) regroup(figure);
+    state += 1;
+    drawSoon();
+  };
+
+  // ---- figures to take along -----------------------------------------------------------------------
+  const textNode = (text, x, y, size, more = {}) => {
+    const node = svgNode("text", { x, y, "font-size": size, fill: token("--ink"), ...more });
+    node.textContent = text;
+    return node;
+  };
+
+  // One SVG of all panels as they stand on the page, with title, legend and scale.
+  const composed = async figure => {
+    const place = $(".panels", figure).getBoundingClientRect();
+    const plots = $$(".plot", figure).filter(p => !p.closest("[hidden]"));
+    const entries = $$(".legend-key[aria-pressed=true]", figure);
+    const scale = $(".scale", figure);
+    const root = svgNode("svg", { xmlns: "http://www.w3.org/2000/svg", "font-family": "system-ui, Segoe UI, Roboto, Noto Sans, sans-serif" });
+    const ground = svgNode("rect", { width: "100%", height: "100%", fill: token("--paper") });
+    root.append(ground, textNode($("h3", figure).textContent, 12, 24, 17, { "font-weight": 600 }));
+    let [x, y] = [12, 46];
+    for (const entry of entries) {
+      const width = 44 + 7 * entry.textContent.length;
+      if (x > 12 && x + width > place.width) [x, y] = [12, y + 20];
+      const mark = $("svg", entry).cloneNode(true);
+      const colour = getComputedStyle($("svg", entry)).color;
+      for (const [key, v] of Object.entries({ x, y: y - 10, color: colour, stroke: colour, fill: colour, "stroke-width": 2 })) mark.setAttribute(key, v);
+      for (const [i, line] of $$("line, .open, .stroke", mark).entries()) {
+        const style = getComputedStyle($$("line, .open, .stroke", $("svg", entry))[i]);
+        line.setAttribute("stroke-dasharray", style.strokeDasharray);
+        line.setAttribute("fill", style.fill);
+      }
+      root.append(mark, textNode(entry.textContent.trim(), x + 40, y, 12));
+      x += width;
+    }
+    if (scale) {
+      const [low, high] = [$("span:first-child", scale).textContent, $("span:last-child", scale).textContent];
+      const stops = getComputedStyle($(".ramp", scale)).backgroundImage.match(/rgba?\([^)]*\)/g) || [];
+      const gradient = svgNode("linearGradient", { id: "ramp" });
+      stops.forEach((stop, i) => gradient.append(svgNode("stop", { offset: i / (stops.length - 1), "stop-color": stop })));
+      const at = 18 + 7 * low.length;
+      root.append(gradient, textNode(low, 12, y, 12), svgNode("rect", { x: at, y: y - 10, width: 180, height: 11, fill: "url(#ramp)" }), textNode(high, at + 188, y, 12));
+    }
+    const top = entries.length || scale ? y + 16 : 36;
+    let bottom = top;
+    for (const plot of plots) {
+      draw(plot);
+      const box = plot.getBoundingClientRect();
+      const url = await Plotly.toImage(plot, { format: "svg", width: Math.round(box.width), height: Math.round(box.height) });
+      const panel = new DOMParser().parseFromString(decodeURIComponent(url.slice(url.indexOf(",") + 1)), "image/svg+xml").documentElement;
+      const [left, over] = [box.left - place.left, box.top - place.top + top];
+      panel.setAttribute("x", left);
+      panel.setAttribute("y", over);
+      root.append(document.importNode(panel, true));
+      const head = $("h4", plot.parentNode);
+      if (head) {
+        const lines = wrapped(escaped(head.textContent), Math.floor(box.width / 7.2)).split("<br>").map(unescaped);
+        lines.forEach((line, i) => root.append(textNode(line, left + 4, over - 6 - 15 * (lines.length - 1 - i), 12, { "font-weight": 600 })));
+      }
+      bottom = Math.max(bottom, over + box.height);
+    }
+    const [width, height] = [Math.ceil(place.width), Math.ceil(bottom + 8)];
+    for (const [key, v] of Object.entries({ width, height, viewBox: `0 0 ${width} ${height}` })) root.setAttribute(key, v);
+    return { text: new XMLSerializer().serializeToString(root), width, height };
+  };
+
+  const rastered = async ({ text, width, height }) => {
+    const url = URL.createObjectURL(new Blob([text], { type: "image/svg+xml" }));
+    try {
+      const image = new Image();
+      image.src = url;
+      await image.decode();
+      const canvas = document.createElement("canvas");
+      [canvas.width, canvas.height] = [2 * width, 2 * height];
+      canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+      return await new Promise(done => canvas.toBlob(done, "image/png"));
+    } finally {
+      URL.revokeObjectURL(url);
+    }
+  };
+
+  const savePicture = async button => {
+    if (!window.Plotly) return;
+    const figure = button.closest(".chart");
+    button.disabled = true;
+    try {
+      const picture = await composed(figure);
+      const blob = button.dataset.format === "png" ? await rastered(picture) : new Blob([picture.text], { type: "image/svg+xml" });
+      saveBlob(blob, `${figure.dataset.chart}.${button.dataset.format}`);
+    } finally {
+      button.disabled = false;
+    }
+  };
+
+  const saveBlob = (blob, name) => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(blob);
+    link.download = name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   };
 
   // ---- effects of what is shown: the same means as the study's, over the variants left -----------
@@ -401,11 +708,7 @@
       button.disabled = true;
       return;
     }
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([csvOf(table)], { type: "text/csv" }));
-    link.download = `${button.dataset.table}.csv`;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    saveBlob(new Blob([csvOf(table)], { type: "text/csv" }), `${button.dataset.table}.csv`);
   };
 
   // ---- start -----------------------------------------------------------------------------------
@@ -414,6 +717,8 @@
     if (!button) return;
     if (button.classList.contains("sort")) sortBy(button);
     else if (button.classList.contains("save")) saveTable(button);
+    else if (button.classList.contains("picture")) savePicture(button);
+    else if (button.classList.contains("legend-key")) toggleKey(button);
     else if (button.classList.contains("show-more")) {
       button.closest(".chart").dataset.all = "yes";
       layPanels(button.closest(".chart"));
@@ -426,8 +731,10 @@
   });
   const filters = $("#filters");
   if (filters) {
-    filters.addEventListener("change", applyFilter);
-    filters.addEventListener("reset", () => setTimeout(applyFilter));
+    filters.addEventListener("change", event => event.target.matches("select") ? applyScheme() : applyFilter());
+    filters.addEventListener("reset", () => setTimeout(() => { applyScheme(); applyFilter(); }));
+    // A heading that a link leads to comes to stand below the bar, however tall that is.
+    new ResizeObserver(() => root.style.setProperty("--bar", `${filters.offsetHeight}px`)).observe(filters);
     filters.addEventListener("submit", event => event.preventDefault());
   }
   let width = innerWidth;
@@ -445,15 +752,29 @@
     applyTheme();
     state += 1;
     themes += 1;
-    for (const plot of $$(".plot")) draw(plot);
+    for (const plot of $$(".plot")) {
+      draw(plot);
+      const [w, h] = [plot._fullLayout ? plot._fullLayout.width : 0, plot._fullLayout ? plot._fullLayout.height : 0];
+      if (!w) continue;
+      plot.style.setProperty("--aspect", String(w / h)); // paper has another width: scale, not cut
+      for (const svg of $$(".main-svg", plot)) svg.setAttribute("viewBox", `0 0 ${w} ${h}`);
+    }
     choice = kept;
   });
-  addEventListener("afterprint", () => { applyTheme(); redrawAll(true); });
+  addEventListener("afterprint", () => {
+    for (const svg of $$(".main-svg")) svg.removeAttribute("viewBox");
+    applyTheme();
+    redrawAll(true);
+  });
 
   const start = async () => {
     applyTheme();
-    for (const figure of $$(".chart")) layPanels(figure);
+    for (const figure of $$(".chart")) {
+      layPanels(figure);
+      layLegend(figure);
+    }
     sayFilter();
+    $(".contents details").open = !isNarrow();
     const details = $("#filters details");
     if (details) details.open = !isNarrow() && $$("#filters input").length <= 30;
     if (!window.DecompressionStream) {

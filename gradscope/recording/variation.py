@@ -1,0 +1,92 @@
+"""Variation: how much an output differs from example to example, and a weight from unit to unit."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gradscope.recording import reductions
+from gradscope.recording.buffer import StatisticsBuffer
+from gradscope.recording.kernels import Reader
+from gradscope.trace.table import RecordedTensor
+
+ROWS = COLUMNS = 64
+"""Most examples, and most features of each, that are compared."""
+
+DENSE, EVERY = 4, 8
+"""Taken in the first four recorded steps, then in every eighth: it changes slowly, and it costs a
+dozen small operations for each output."""
+
+
+class Variation:
+    """Takes the variation of outputs in some recorded steps, of weights in the first."""
+
+    def __init__(self, buffer: StatisticsBuffer) -> None:
+        self._buffer = buffer
+        self._steps = 0
+        self._due = True
+
+    def end(self) -> None:
+        """A recorded step is over."""
+        self._steps += 1
+        self._due = self._steps < DENSE or self._steps % EVERY == 0
+
+    def reader(self, column: int) -> Reader:
+        """Make what takes the variation of an output over the examples."""
+
+        def read(tensor: Tensor) -> None:
+            if self._due:
+                self._write(tensor, column)
+
+        return read
+
+    def of_weights(self, model: nn.Module) -> None:
+        """Take the variation of each weight over its units, as it is now."""
+        for name, parameter in model.named_parameters():
+            plain = parameter.requires_grad and type(parameter.data) is Tensor
+            if plain and parameter.dim() > 1 and not parameter.is_meta:
+                module, _, own = name.rpartition(".")
+                shape, dtype = tuple(parameter.shape), str(parameter.dtype).removeprefix("torch.")
+                column = self._buffer.column(
+                    RecordedTensor("weight", module, own, -1, shape=shape, dtype=dtype)
+                )
+                self._write(parameter, column)
+
+    def _write(self, tensor: Tensor, column: int) -> None:
+        found = variation(tensor)
+        if found is not None:
+            self._buffer.cell(tensor.device, column, "variation").copy_(found)
+
+
+def variation(tensor: Tensor) -> Tensor | None:
+    """Variance along the first dimension, as a share of the mean square.
+
+    Args:
+        tensor: any floating dtype and device; of large ones at most `ROWS` evenly spaced slices
+            along the first dimension and `COLUMNS` elements of each are taken.
+
+    Returns:
+        0-d float32 tensor on the same device, 0 (all alike) to 1; NaN where all is zero. None where
+        there is nothing to compare. No host synchronisation.
+    """
+    tensor = reductions.local(tensor)
+    if tensor.is_complex() or tensor.layout != torch.strided or not tensor.dim():
+        return None
+    rows = tensor.shape[0]
+    if rows < 2 or not tensor.numel():
+        return None
+    if rows > ROWS:
+        tensor = tensor[:: reductions.stride_for(rows, ROWS)]
+    tensor = _matrix(tensor)
+    stride = reductions.stride_for(tensor.shape[1], COLUMNS)
+    tensor = tensor[:, ::stride].float()
+    variance, mean = torch.var_mean(tensor, 0, correction=0)
+    spread = variance.mean()
+    return spread / (spread + mean.square_().mean())
+
+
+def _matrix(tensor: Tensor) -> Tensor:
+    """One row for each slice along the first dimension, in place where memory allows it."""
+    if tensor.dim() in {4, 5} and tensor.stride(1) == 1:  # channels_last
+        tensor = tensor.movedim(1, -1)
+    return tensor.reshape(tensor.shape[0], -1)
