@@ -128,8 +128,13 @@ class _Call:
 
     @property  # type: ignore[misc]  # what it claims to be is not what it is
     def __class__(self) -> type:
-        """A function, of which torch.jit knows that it need not understand it."""
-        return FunctionType
+        """For torch.jit a function, of which it knows that it need not understand it.
+
+        It asks of each attribute of a module, and gives up at objects of other classes.
+        """
+        asks = sys._getframe(1).f_back  # behind `inspect.isfunction`
+        by_jit = asks is not None and asks.f_globals.get("__name__") == "torch.jit._recursive"
+        return FunctionType if by_jit else _Call
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
@@ -137,7 +142,7 @@ class _Call:
     def is_in_place(self) -> bool:
         """Whether torch still calls it."""
         found = self.module.__dict__.get(_ENTRY)
-        while type(found) is _Call and found is not self:
+        while isinstance(found, _Call) and found is not self:
             found = found.inner
         return found is self
 
@@ -146,12 +151,12 @@ class _Call:
         attributes = self.module.__dict__
         above = attributes.get(_ENTRY)
         if above is self:
-            if type(self.inner) is _Call:
+            if isinstance(self.inner, _Call):
                 attributes[_ENTRY] = self.inner
             else:
                 del attributes[_ENTRY]
             return
-        while type(above) is _Call:
+        while isinstance(above, _Call):
             if above.inner is self:
                 above.inner = self.inner
                 return
@@ -240,17 +245,13 @@ class _Call:
 
 def is_ours(entry: Any) -> bool:
     """Whether what stands before a module's call was put there by a scope."""
-    return type(entry) is _Call
+    return isinstance(entry, _Call)
 
 
 unseen_by_dynamo(_Call.__call__, callees=False)
 unseen_by_dynamo(ModuleCalls.elsewhere, callees=False)
 for _own in (
-    _Call._enter,
-    _Call.saw,
-    _Call._again,
-    _Call._failed,
-    _Call._lent,
+    *(_Call._enter, _Call.saw, _Call._again, _Call._failed, _Call._lent),
     ModuleCalls._found_compiled,
 ):
     unseen_by_dynamo(_own, callees=True)

@@ -73,7 +73,9 @@ class Notes:
             return
         if torch._C._current_graph_task_id() != -1:  # computed again within the backward pass
             return
-        given, made = tensors_in(args), tensors_in(output)
+        given, made = (
+            [t for t in tensors_in(each) if reductions.is_readable(t)] for each in (args, output)
+        )
         note = self._notes.get(name)
         if note is None:
             note = self._notes[name] = _Note(_mode(), _given(given))

@@ -220,7 +220,7 @@ class ForwardReader:
         if not roots or self._finished:
             return
         self._finished = is_root
-        self._loss.outputs(roots)
+        self._loss.outputs([root for root in roots if reductions.is_readable(root)])
         if self.structure is None and not self._norms_only:
             self._take_variation(roots)
         for root in roots:

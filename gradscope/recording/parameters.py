@@ -296,7 +296,7 @@ class ParameterReader:
 
 
 def _version(parameter: Tensor) -> int:
-    return 0 if parameter.is_inference() else parameter._version
+    return 0 if is_lazy(parameter) or parameter.is_inference() else parameter._version
 
 
 def _unscaled(values: Tensor, scale: Tensor | None) -> Tensor:

@@ -46,7 +46,10 @@ class Variation:
             plain = parameter.requires_grad and type(parameter.data) is Tensor
             if plain and parameter.dim() > 1 and not parameter.is_meta:
                 module, _, own = name.rpartition(".")
-                column = self._buffer.column(RecordedTensor("weight", module, own, -1))
+                shape, dtype = tuple(parameter.shape), str(parameter.dtype).removeprefix("torch.")
+                column = self._buffer.column(
+                    RecordedTensor("weight", module, own, -1, shape=shape, dtype=dtype)
+                )
                 self._write(parameter, column)
 
     def _write(self, tensor: Tensor, column: int) -> None:
