@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 import gradscope
 from gradscope.models import ModelConfig, build
-from gradscope.recording import outputs, scope
+from gradscope.recording import calls, outputs, scope
 from gradscope.recording.device_meter import DeviceMeter
 from gradscope.recording.host_meter import HostMeter
 from gradscope.recording.scope import DEFAULT_EVERY
@@ -208,6 +208,7 @@ class OwnTime:
         (scope.Scope, "_after_backward"),
         (scope.Scope, "_before_step"),
         (scope.Scope, "_after_step"),
+        *((calls._Call, name) for name in ("_enter", "saw", "_again")),
     )
 
     def __init__(self) -> None:
@@ -222,9 +223,6 @@ class OwnTime:
             make = meter.gradient_reader
             self._originals.append((meter, "gradient_reader", make))
             meter.gradient_reader = lambda *args, make=make, **how: self._timed(make(*args, **how))
-        register = scope.register_module_forward_hook
-        self._originals.append((scope, "register_module_forward_hook", register))
-        scope.register_module_forward_hook = lambda hook, **how: register(self._timed(hook), **how)
         return self
 
     def __exit__(self, *error: object) -> None:
