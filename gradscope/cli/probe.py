@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from gradscope.cli.arguments import argument, check_inputs, writable
+from gradscope.errors import ConfigError
 
 
 def probe(  # noqa: PLR0917 - typer passes them by name
@@ -68,6 +69,8 @@ def probe(  # noqa: PLR0917 - typer passes them by name
 
     if html is not None:
         writable(html)
+    if cell is not None and grid is None:
+        raise ConfigError(f"--cell {cell}: of which grid? add --grid FILE.yaml")
     check_inputs(shapes or (), batch, input_file, grid)
     for text in args or ():
         argument(text)

@@ -6,8 +6,14 @@ from collections.abc import Iterable
 
 from gradscope.diagnosis.verdict import Finding, Severity
 
+_FROM_THE_START = "vanishing from the start"
+"""A network that vanishes at its initialisation gives the same for every example; one that comes to
+vanish while it collapses does so because it collapses."""
+
 _EXPLAINED_BY = {
-    "collapse": {"dead-units", "non-finite"},
+    "collapse": {"dead-units", "non-finite", _FROM_THE_START},
+    "masked-decay": {"collapse"},
+    "vanishing": {"collapse"},
     "constant-output": {
         "constant-input",
         "dead-units",
@@ -30,6 +36,9 @@ def folded(findings: Iterable[Finding]) -> list[Finding]:
     """The findings without those that an error among them explains."""
     found = list(findings)
     errors = {finding.kind for finding in found if finding.severity is Severity.ERROR}
+    if any(f.kind == "vanishing" and f.kind in errors and not f.since for f in found):
+        errors.add(_FROM_THE_START)
+        errors.discard("collapse")
     return [
         finding
         for finding in found

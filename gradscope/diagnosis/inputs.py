@@ -42,16 +42,17 @@ def constant_input(case: Case) -> Iterator[Finding]:
     if not known or first is None or not max(known) < limits.ALIKE:
         return
     if 0 <= case.largest("variation", _column(case, first.name)) < limits.ALIKE:
+        trained = len(case.trace.steps) > 1  # a probe may well be given ones
         yield Finding(
             "constant-input",
-            Severity.ERROR,
+            Severity.ERROR if trained else Severity.WARNING,
             case.structure.inputs[0].name,
             "All examples of the first recorded batch are the same: there is nothing to tell them "
             "apart by.",
             {"variation": Evidence(max(known), "variance over examples / mean square")},
             "Look at what the data loader gives: the same file, frame or index again and again, or "
             "a preprocessing that clips everything to one value.",
-            Verdict.DEAD,
+            Verdict.DEAD if trained else None,
         )
 
 

@@ -75,7 +75,7 @@ def read_structure(root: nn.Module, calls: list[Call], sinks: list[Any]) -> Stru
         scale_invariant=invariant,
         shared=shared_parameters(root),
         aside=_named(calls, {*beside}.difference(graph.nodes)),
-        unread=_named(calls, {c.node for c in calls}.difference(graph.nodes, beside, {None})),
+        unread=_named(calls, _unread(calls, {*graph.nodes, *beside})),
     )
 
 
@@ -85,6 +85,29 @@ def _beside(calls: list[Call], graph: _Graph) -> dict[Any, list[Any]]:
     beside: dict[Any, list[Any]] = {}
     _topological([node for node in outputs if node not in graph.nodes], beside)
     return beside
+
+
+def _unread(calls: list[Call], read: set[Any]) -> set[Any]:
+    """Nodes that lead only to tensors which modules handed on among others that were read.
+
+    So does a pooler beside the hidden states. The only output of a module that nothing reads was
+    not left aside but cut off, as by detach().
+    """
+    outermost: dict[Any, Call] = {}
+    for call in calls:  # an enclosing module gives its outputs after those inside it
+        if call.node is not None and call.module:
+            outermost[call.node] = call
+    given: dict[tuple[str, int], list[Call]] = {}
+    for call in calls:
+        given.setdefault((call.module, call.call), []).append(call)
+    ends = [
+        node
+        for node, call in outermost.items()
+        if node not in read and any(c.node in read for c in given[call.module, call.call])
+    ]
+    aside: dict[Any, list[Any]] = {}
+    _topological(ends, aside)
+    return {node for node in aside if node not in read}
 
 
 def _named(calls: list[Call], nodes: set[Any]) -> tuple[str, ...]:

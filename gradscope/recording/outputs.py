@@ -127,6 +127,8 @@ class ForwardReader:
         """Stands for this reader among the hooks of a tensor that it took."""
         self._hooked: list[OrderedDict[object, Reader]] = []
         """Hooks of the tensors that were taken in this step."""
+        self.lent: list[Tensor] = []
+        """Inputs of recurrent layers that were lent, until the structure is read."""
         self._handles: list[RemovableHandle] = []
         """Of the hooks that are not among these."""
         self._leaves: list[Any] = []
@@ -318,7 +320,10 @@ class ForwardReader:
         fit = isinstance(sequence, Tensor) and sequence.is_floating_point()
         if not fit or sequence.requires_grad or not torch.is_grad_enabled():
             return args
-        return (sequence.detach().requires_grad_(), *args[1:])
+        lent = sequence.detach().requires_grad_()
+        if self.structure is None:
+            self.lent.append(lent)
+        return (lent, *args[1:])
 
     def _take_time(self, name: str, module: nn.RNNBase, args: tuple[Any, ...]) -> None:
         """The flow through time of a fused recurrent layer shows at its input, step by step."""
@@ -485,6 +490,7 @@ class ForwardReader:
 
     def _forget_graph(self) -> None:
         self._calls.clear()
+        self.lent.clear()
         self._roots.clear()
         self._sinks.clear()
 

@@ -274,7 +274,7 @@ class Scope:
     def _on_first_pass(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._notes.take(module, args, output)
         if module is self._model:
-            self._strangers.look(args, output)
+            self._strangers.look((args, self._forward.lent), output)
 
     def _on_compiled(self) -> None:
         self._cannot_see(_COMPILED)

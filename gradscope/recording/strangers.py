@@ -23,7 +23,7 @@ class Strangers:
         self._model = weakref.ref(model)
         self._found: list[tuple[weakref.ref[Tensor], str]] | None = None
 
-    def look(self, args: tuple[Any, ...], output: Any) -> None:
+    def look(self, args: Any, output: Any) -> None:
         """Take what the network was called with and gave, for the first time."""
         model = self._model()
         if model is None or self._found is not None:
