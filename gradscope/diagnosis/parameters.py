@@ -130,7 +130,7 @@ def _cut(case: Case, tensor: RecordedTensor, info: ModuleInfo) -> tuple[str, str
     left_alone = case.held and tensor.name not in case.held  # neither a gradient nor an optimizer
     if left_alone or tensor.module in case.structure.aside:
         return None
-    unread = case.structure.unread  # what is given to those tells nothing of who reads them
+    unread = case.structure.handed_on  # what is given to those tells nothing of who reads them
     read = (m for m in case.structure.modules if m.takes and m.name not in unread)
     later = next((m for m in read if m.order > info.order), None)
     if later is not None and later.takes != "gradient":
@@ -139,7 +139,7 @@ def _cut(case: Case, tensor: RecordedTensor, info: ModuleInfo) -> tuple[str, str
         else:
             given, mend = "a tensor without a history", advice.detached(later.name)
         return f"{_CUT} before {later.name}, which is given {given}.", mend
-    if tensor.module in case.structure.unread:
+    if tensor.module in case.structure.handed_on:
         return None
     return f"{_CUT} between them and the loss.", advice.disconnected()
 

@@ -75,7 +75,8 @@ def read_structure(root: nn.Module, calls: list[Call], sinks: list[Any]) -> Stru
         scale_invariant=invariant,
         shared=shared_parameters(root),
         aside=_named(calls, {*beside}.difference(graph.nodes)),
-        unread=_named(calls, _unread(calls, {*graph.nodes, *beside})),
+        unread=_named(calls, {c.node for c in calls}.difference(graph.nodes, beside, {None})),
+        handed_on=_named(calls, _handed_on(calls, {*graph.nodes, *beside})),
     )
 
 
@@ -87,7 +88,7 @@ def _beside(calls: list[Call], graph: _Graph) -> dict[Any, list[Any]]:
     return beside
 
 
-def _unread(calls: list[Call], read: set[Any]) -> set[Any]:
+def _handed_on(calls: list[Call], read: set[Any]) -> set[Any]:
     """Nodes that lead only to tensors which modules handed on among others that were read.
 
     So does a pooler beside the hidden states. The only output of a module that nothing reads was

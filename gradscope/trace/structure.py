@@ -144,6 +144,9 @@ class Structure:
     """Modules that lead only to outputs of the network which the loss did not use."""
     unread: tuple[str, ...] = ()
     """Modules whose output has a history and leads neither to the loss nor to an output."""
+    handed_on: tuple[str, ...] = ()
+    """Those of them whose output a module gave beside others that were read, as a pooler's: nobody
+    cut them off."""
     strangers: tuple[str, ...] = ()
     """Leaves of the graph that are no parameters of the network, as ``3 x Linear.weight (64, 64)``
     of layers in a plain list."""

@@ -356,7 +356,7 @@ def _structure(raw: dict[str, Any]) -> Structure:
     known = {**raw, "loss": _loss_side(raw.get("loss"))}
     for name, kind in _PARTS.items():
         known[name] = tuple(_part(kind, each) for each in raw.get(name, ()))
-    for name in ("unused", "frozen", "aside", "unread", "strangers", "moved"):
+    for name in ("unused", "frozen", "aside", "unread", "handed_on", "strangers", "moved"):
         known[name] = tuple(raw.get(name, ()))
     return Structure(**known)
 
