@@ -33,9 +33,9 @@ class Net:
 
     def put(self, kind, module, parameter="", shape=None, **statistics):
         """Set statistics of one tensor, a number or one per step; None takes the tensor away."""
-        shape = shape or ((64, 64) if parameter != "bias" else (64,))
-        values = self.columns.setdefault((kind, module, parameter), {"shape": shape})
-        values.update(statistics)
+        usual = (64, 64) if parameter != "bias" else (64,)
+        values = self.columns.setdefault((kind, module, parameter), {"shape": usual})
+        values.update(statistics if shape is None else {**statistics, "shape": shape})
 
     def drop(self, kind, module, parameter=""):
         """The tensor was never seen."""

@@ -11,7 +11,7 @@ _FROM_THE_START = "vanishing from the start"
 vanish while it collapses does so because it collapses."""
 
 _EXPLAINED_BY = {
-    "collapse": {"dead-units", "non-finite", _FROM_THE_START},
+    "collapse": {"dead-units", "gradients-accumulate", "non-finite", _FROM_THE_START},
     "masked-decay": {"collapse"},
     "vanishing": {"collapse"},
     "constant-output": {

@@ -11,6 +11,7 @@ from gradscope.diagnosis import advice
 from gradscope.diagnosis.case import Case, listed
 from gradscope.diagnosis.movement import underflowing
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
+from gradscope.trace.table import RecordedTensor
 
 
 class _Zeros(NamedTuple):
@@ -99,7 +100,7 @@ def _read(case: Case) -> _Zeros:
         norms = norms[~norms.isnan()]
         known |= bool(len(norms))
         silent = bool(len(grads)) and bool((grads == 0).all())
-        at = (tensor.order, tensor.name)
+        at = (_used_at(case, tensor), tensor.name)
         if len(tensor.shape) > 1 and len(grads) and tensor.name not in case.structure.cancelled:
             zeros.gradients.extend([at] if silent else [])
             alive += not silent
@@ -109,6 +110,16 @@ def _read(case: Case) -> _Zeros:
             elif bool((norms == 0).all()):
                 zeros.stuck.append(at)
     return zeros._replace(alive=alive, known=known)
+
+
+def _used_at(case: Case, tensor: RecordedTensor) -> int:
+    """Where a parameter comes in: one of a module with parts, as a class token, before its parts.
+
+    Its place is not known; that of the module is where it ends, behind all that reads the token.
+    """
+    inside = f"{tensor.module}." if tensor.module else ""
+    parts = [i.order for n, i in case.modules.items() if n and n.startswith(inside)]
+    return min([tensor.order, *(order for order in parts if order >= 0)])
 
 
 def _may_open(case: Case, zeros: _Zeros) -> bool:

@@ -106,7 +106,7 @@ class Notes:
             return
         self._complete = True
         self._known.clear()
-        memory = {_memory(tensor) for tensor in given}
+        memory = {reductions.memory(tensor) for tensor in given}
         for note in self._notes.values():
             if note.given[1] & memory:
                 note.given = ("", frozenset())
@@ -163,12 +163,7 @@ def _given(tensors: list[Tensor]) -> tuple[Takes, frozenset[int]]:
     takes: Takes = "integer"
     if floating:
         takes = "gradient" if any(t.requires_grad for t in floating) else "detached"
-    return takes, frozenset(_memory(tensor) for tensor in tensors)
-
-
-def _memory(tensor: Tensor) -> int:
-    """Tells the memory that a tensor lies in; views share it."""
-    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
+    return takes, frozenset(reductions.memory(tensor) for tensor in tensors)
 
 
 def _settings(module: nn.Module) -> dict[str, float]:

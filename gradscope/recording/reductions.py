@@ -56,6 +56,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def memory(tensor: Tensor) -> int:
+    """Tells the memory that a tensor lies in; views share it."""
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
+
+
 def elements(tensor: Tensor) -> Tensor:
     """The elements of a tensor as one real vector, without a copy where memory is dense.
 

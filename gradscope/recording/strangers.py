@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gradscope.nested import tensors_in
+from gradscope.recording import reductions
 
 
 class Strangers:
@@ -30,7 +31,7 @@ class Strangers:
             return
         ends = [t.grad_fn for t in tensors_in(output) if t.grad_fn is not None]
         if ends:
-            inputs = [t for t in tensors_in(args) if t.requires_grad]
+            inputs = [t for t in tensors_in(args) if reductions.is_readable(t)]
             self._found = self._leaves(model, ends, inputs)
 
     def named(self, held: set[int]) -> tuple[str, ...]:
@@ -51,6 +52,8 @@ class Strangers:
             return []  # a sharded model computes with parameters gathered for the occasion
         known = {id(t) for t in (*own, *inputs)}
         done = {t.grad_fn for t in inputs if t.grad_fn is not None}
+        # A network may ask for the gradient at a view of its input, as one over checkpoints does.
+        memory = {reductions.memory(t) for t in inputs}
         labels: dict[int, str] | None = None
         found, waiting = [], list(ends)
         while waiting:
@@ -59,7 +62,11 @@ class Strangers:
                 continue
             done.add(node)
             leaf = getattr(node, "variable", None)
-            if isinstance(leaf, Tensor) and id(leaf) not in known:
+            if (
+                isinstance(leaf, Tensor)
+                and id(leaf) not in known
+                and reductions.memory(leaf) not in memory
+            ):
                 labels = _unregistered(model) if labels is None else labels
                 found.append((weakref.ref(leaf), labels.get(id(leaf)) or _described(leaf)))
             waiting.extend(n for n, _ in node.next_functions if n is not None)

@@ -131,3 +131,23 @@ def test_nothing_arrives_is_dead_unless_a_zero_weight_explains_it():
     assert diagnosis.verdict == "healthy"
     assert findings["zero-initialised"].where == "l5.weight"
     assert "Record a few steps" in findings["zero-initialised"].remedy
+
+
+def test_a_class_token_of_zeros_in_front_of_a_head_of_zeros():
+    """The token belongs to the root, which ends last; it is read first, and the head opens it."""
+
+    class Vision(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token = nn.Parameter(torch.zeros(1, 1, 16))
+            self.body = nn.Sequential(nn.Linear(16, 16), nn.GELU(), nn.Linear(16, 16))
+            self.head = nn.Linear(16, 4)
+            nn.init.zeros_(self.head.weight)
+
+        def forward(self, x):
+            x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+            return self.head(self.body(x)[:, 0])
+
+    torch.manual_seed(0)
+    diagnosis = gradscope.diagnose(gradscope.probe(Vision(), torch.randn(8, 5, 16)))
+    assert diagnosis.is_healthy, str(diagnosis)

@@ -88,3 +88,23 @@ def test_hidden_networks_under_no_grad_are_none():
             return self.own(x) - target
 
     assert strangers(Student()) == ()
+
+
+def test_a_view_of_an_input_that_asks_for_a_gradient_is_no_stranger():
+    """As networks do that checkpoint their first layers, and as recurrent layers are handed one."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loop, self.head = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 2)
+
+        def forward(self, x):
+            asked = x[:, None].squeeze(1).detach()
+            asked.requires_grad = True
+            return self.head(self.loop(2 * asked.detach())[0]) + asked.sum()
+
+    model = Net()
+    with gradscope.watch(model, every=1) as scope:
+        model(torch.randn(3, 5, 4)).sum().backward()
+        scope.step()
+    assert scope.trace().structure.strangers == ()
