@@ -24,7 +24,7 @@ from gradscope.diagnosis.flow import (
 from gradscope.layers import is_gated, is_norm
 from gradscope.trace.structure import Block, ModuleInfo, Structure
 from gradscope.trace.table import RecordedTensor, Trace
-from gradscope.trace.vocabulary import STATISTICS, Kind
+from gradscope.trace.vocabulary import Kind, place_of
 
 
 class Case:
@@ -122,9 +122,7 @@ class Case:
             norms = self.values("weight_norm", i)
             if len(tensor.shape) < 2 or lookup or not len(norms) or not norms[0].item() > 0:
                 continue
-            fan_out = max(
-                tensor.shape[0], 1
-            )  # norm^2 = numel * std^2, and fan_in = numel / fan_out
+            fan_out = max(tensor.shape[0], 1)  # norm = std * sqrt(fan_in * fan_out)
             gain = math.log10(norms[0].item() / math.sqrt(fan_out))
             if tensor.module not in found or abs(gain) > abs(found[tensor.module]):
                 found[tensor.module] = gain
@@ -223,13 +221,8 @@ class Case:
 
     def values(self, statistic: str, column: int) -> Tensor:
         """One statistic of one tensor over the steps in which it was seen; shape (<= steps,)."""
-        values = self.trace.values[:, column, list(STATISTICS).index(statistic)]
+        values = self.trace.values[:, column, place_of(statistic)]
         return values[self.trace.present[:, column]]
-
-    @staticmethod
-    def index(statistic: str) -> int:
-        """Where a statistic stands in `Trace.values`."""
-        return list(STATISTICS).index(statistic)
 
     def was_seen(self, column: int) -> bool:
         """Whether a tensor came up, or stayed away by no more than chance.

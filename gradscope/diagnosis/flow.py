@@ -11,12 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gradscope.diagnosis.robust import (
-    location,
-)
+from gradscope.diagnosis.robust import location
 from gradscope.trace.structure import Block
 from gradscope.trace.table import TIME, Trace
-from gradscope.trace.vocabulary import STATISTICS, Kind
+from gradscope.trace.vocabulary import Kind, place_of
 
 MIN_LOOP_CALLS = 4
 """Calls of one module within one step from which they are read as a loop: three factors."""
@@ -224,7 +222,7 @@ def _outputs(
         further = kind == "activation_grad" and tensor.output > 0 <= output
         if tensor.kind == kind and (tensor.output == output or further):
             columns[tensor.module, tensor.call].append(i)
-    values = trace.values[:, :, list(STATISTICS).index(statistic)]
+    values = trace.values[:, :, place_of(statistic)]
     values = torch.where(values.isnan() & trace.present, math.inf, values)
     return _columns(values, [columns.get((block.output, block.call), []) for block in blocks])
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from gradscope.diagnosis.case import Case, listed
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 from gradscope.trace.structure import ParameterGroup
-from gradscope.trace.vocabulary import STATISTICS
+from gradscope.trace.vocabulary import place_of
 
 
 def group_of(case: Case, name: str) -> ParameterGroup | None:
@@ -26,7 +26,7 @@ def stepped(case: Case) -> list[int]:
 
 def table(case: Case, statistic: str, columns: list[int]) -> Tensor:
     """One statistic of some tensors; shape (steps, tensors), NaN where not measured."""
-    return case.trace.values[:, columns, list(STATISTICS).index(statistic)]
+    return case.trace.values[:, columns, place_of(statistic)]
 
 
 def rates(case: Case, *, from_start: bool = False) -> list[tuple[int, float]]:

@@ -14,7 +14,7 @@ from gradscope.diagnosis.case import Case
 from gradscope.diagnosis.optimizer import group_of
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 from gradscope.trace.table import RecordedTensor
-from gradscope.trace.vocabulary import STATISTICS
+from gradscope.trace.vocabulary import place_of
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ def where_nonfinite(case: Case) -> Iterator[Finding]:
 
 def _broken(case: Case) -> Tensor:
     """Which tensors held NaN or Inf; bool of shape (steps, tensors)."""
-    share = case.trace.values[:, :, _index("nonfinite_fraction")] > 0
-    norm = case.trace.values[:, :, _index("norm")]
+    share = case.trace.values[:, :, place_of("nonfinite_fraction")] > 0
+    norm = case.trace.values[:, :, place_of("norm")]
     return (share | norm.isinf()) & case.trace.present
 
 
@@ -93,8 +93,8 @@ def _origin(case: Case, broken: Tensor, row: int) -> _Origin:
 
 def _broken_weights(case: Case, row: int) -> list[str]:
     """Parameters that were NaN or Inf before the forward pass of a step."""
-    norms = case.trace.values[row, :, _index("weight_norm")]
-    known = case.trace.values[:, :, _index("weight_norm")].isfinite().any(dim=0)
+    norms = case.trace.values[row, :, place_of("weight_norm")]
+    known = case.trace.values[:, :, place_of("weight_norm")].isfinite().any(dim=0)
     seen = case.trace.present[row]
     return [
         tensor.name
@@ -219,7 +219,3 @@ def _by_backward(case: Case, broken: Tensor, row: int, *, loss_known: bool) -> _
 
 def _is_broken(value: float) -> bool:
     return value in (float("inf"), float("-inf"))
-
-
-def _index(statistic: str) -> int:
-    return list(STATISTICS).index(statistic)

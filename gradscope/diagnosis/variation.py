@@ -14,6 +14,7 @@ from gradscope.diagnosis.loss import output_name
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 from gradscope.layers import WEIGHTED, names
 from gradscope.trace.table import RecordedTensor
+from gradscope.trace.vocabulary import place_of
 
 
 def collapse(case: Case) -> Iterator[Finding]:
@@ -98,7 +99,7 @@ def units_alike(case: Case) -> Iterator[Finding]:
 
 def _known(case: Case, column: int) -> tuple[list[int], Tensor]:
     """Rows in which the variation of a tensor was taken, and what it was."""
-    series = case.trace.values[:, column, case.index("variation")]
+    series = case.trace.values[:, column, place_of("variation")]
     rows = (~series.isnan()).nonzero().flatten()
     return rows.tolist(), series[rows]
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gradscope.recording import reductions
 from gradscope.recording.buffer import StatisticsBuffer
+from gradscope.recording.meters import by_device
 
 THOROUGH = 4, 8
 """The first so many recorded steps, and every so many later ones, are looked at thoroughly."""
@@ -52,12 +53,14 @@ class Carried:
         left = [i for i in self._pending if self._parameters[i].grad is not None]
         if len(left) < len(self._pending):
             kept = set(left)
-            for device, mine in self._by_device([i for i in self._pending if i not in kept]):
+            for device, mine in by_device(
+                self._parameters, [i for i in self._pending if i not in kept]
+            ):
                 columns = [self._columns[i] for i in mine]
                 zeros = self._buffer.constant(device, [0.0] * len(columns))
                 self._buffer.put(device, "carried", columns, zeros)
             self._pending = left
-        for device, mine in self._by_device(left):
+        for device, mine in by_device(self._parameters, left):
             self._look(device, mine)
 
     def consumed(self, parameters: set[int]) -> None:
@@ -76,9 +79,3 @@ class Carried:
         norms = reductions.norms(samples) * self._buffer.constant(device, shares)
         known = self._buffer.get(device, "carried", columns)  # NaN at the first look
         self._buffer.put(device, "carried", columns, torch.fmin(known, norms))
-
-    def _by_device(self, indices: list[int]) -> list[tuple[torch.device, list[int]]]:
-        groups: dict[torch.device, list[int]] = {}
-        for i in indices:
-            groups.setdefault(self._parameters[i].device, []).append(i)
-        return list(groups.items())

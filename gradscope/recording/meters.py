@@ -75,3 +75,13 @@ class Meters:
 def with_gradient(parameters: Sequence[Tensor], others: set[int]) -> list[int]:
     """Indices of the parameters that have a gradient, but for those of some identities."""
     return [i for i, p in enumerate(parameters) if p.grad is not None and id(p) not in others]
+
+
+def by_device(
+    parameters: Sequence[Tensor], indices: Sequence[int]
+) -> list[tuple[torch.device, list[int]]]:
+    """Indices of parameters, device by device."""
+    groups: dict[torch.device, list[int]] = {}
+    for i in indices:
+        groups.setdefault(parameters[i].device, []).append(i)
+    return list(groups.items())

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from gradscope.recording import reductions
 from gradscope.recording.buffer import UNSEEN, StatisticsBuffer
 from gradscope.recording.carried import Carried
-from gradscope.recording.meters import Meters, with_gradient
+from gradscope.recording.meters import Meters, by_device, with_gradient
 from gradscope.recording.optimizers import stepped_by
 from gradscope.recording.sharding import ShardExchange, is_sharded
 from gradscope.trace.table import RecordedTensor
@@ -114,7 +114,7 @@ class ParameterReader:
         return self._buffer.numel[column] != UNSEEN
 
     def _put_zeros(self, indices: list[int]) -> None:
-        for device, mine in self._by_device(indices):
+        for device, mine in by_device(self._parameters, indices):
             columns, _ = self._of(mine)
             for name, value in (("norm", 0.0), ("abs_max", 0.0), ("zero", 1.0)):
                 values = self._buffer.constant(device, [value] * len(columns))
@@ -124,7 +124,7 @@ class ParameterReader:
         """Before the step: norms of the weights, and a sample of each to compare with after it."""
         others = self._of_others(optimizer)
         self._remembered = with_gradient(self._parameters, others)
-        for device, mine in self._by_device(self._remembered):
+        for device, mine in by_device(self._parameters, self._remembered):
             columns, weights = self._of(mine)
             self._meters.of(device).weights(columns, weights)
 
@@ -132,7 +132,7 @@ class ParameterReader:
         """After the step: how far it moved each parameter, from the sample taken before it."""
         stepped = stepped_by(optimizer)
         moved = [i for i in self._remembered if id(self._parameters[i]) in stepped]
-        for device, mine in self._by_device(moved):
+        for device, mine in by_device(self._parameters, moved):
             columns, weights = self._of(mine)
             self._meters.of(device).updates(columns, weights, thorough=self._carried.thorough)
 
@@ -238,12 +238,6 @@ class ParameterReader:
                 self._columns[i] = self._new_column(self._names[i], self._parameters[i])
         return [self._columns[i] for i in indices], [self._parameters[i] for i in indices]
 
-    def _by_device(self, indices: list[int]) -> list[tuple[torch.device, list[int]]]:
-        groups: dict[torch.device, list[int]] = {}
-        for i in indices:
-            groups.setdefault(self._parameters[i].device, []).append(i)
-        return list(groups.items())
-
     def _of_others(self, optimizer: Any) -> set[int]:
         """The parameters that only other optimizers step, by identity."""
         others: set[int] = set()
@@ -263,7 +257,7 @@ class ParameterReader:
             left = self._meters.gradients(
                 self._columns, self._parameters, others, self._marks, unclipped=unclipped
             )
-        for device, mine in self._by_device(left):
+        for device, mine in by_device(self._parameters, left):
             self._take_on(device, mine, scale, unclipped=unclipped)
 
     def _take_on(

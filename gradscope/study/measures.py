@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradscope.trace.table import RecordedTensor, Trace
-from gradscope.trace.vocabulary import HISTOGRAM_RANGE, STATISTICS
+from gradscope.trace.vocabulary import HISTOGRAM_RANGE, place_of
 
 Columns = dict[str, Any]
 """Name of a column -> its values; all of one length."""
@@ -70,7 +70,7 @@ def measures(trace: Trace, kept: Kept) -> dict[str, Columns]:
 
 def _series(trace: Trace, columns: Sequence[int], statistic: str) -> Floats:
     """One statistic of some tensors; shape (steps, tensors)."""
-    index = list(STATISTICS).index(statistic)
+    index = place_of(statistic)
     return np.asarray(trace.values[:, list(columns), index].double().numpy())
 
 

@@ -21,7 +21,7 @@ from gradscope.probing.probe import probe
 from gradscope.seeding import seeded
 from gradscope.testing.profile import MEASURES, OUTSIDE, Layer, Profile
 from gradscope.trace.table import TIME, RecordedTensor, Trace
-from gradscope.trace.vocabulary import STATISTICS, Kind
+from gradscope.trace.vocabulary import Kind, place_of
 
 NOISE = 8
 """Relative size of the noise that stands for rounding, in units of the dtype's epsilon."""
@@ -171,7 +171,7 @@ def _numbers(trace: Trace, drawn: Mapping[str, Row], outside: Mapping[str, Any])
 
 
 def _seen(trace: Trace, kind: Kind, statistic: str) -> Iterator[tuple[RecordedTensor, float]]:
-    column = list(STATISTICS).index(statistic)
+    column = place_of(statistic)
     order = sorted(range(len(trace.tensors)), key=lambda i: trace.tensors[i].order)
     for i in order:
         if trace.tensors[i].kind == kind and trace.present[0, i]:

@@ -25,7 +25,7 @@ from gradscope.trace.structure import (
     Structure,
     Summary,
 )
-from gradscope.trace.vocabulary import KINDS, STATISTICS, Kind
+from gradscope.trace.vocabulary import KINDS, STATISTICS, Kind, place_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -172,7 +172,7 @@ class Trace:
             raise TraceError(f"unknown statistic '{statistic}'; {nearest(statistic, STATISTICS)}")
         chosen = [i for i, tensor in enumerate(self.tensors) if tensor.kind == kind]
         chosen.sort(key=lambda i: (self.tensors[i].order, i))
-        column = list(STATISTICS).index(statistic)
+        column = place_of(statistic)
         return tuple(self.tensors[i] for i in chosen), self.values[:, chosen, column]
 
     def first_nonfinite(self) -> NonFinite | None:
@@ -180,7 +180,7 @@ class Trace:
 
         Activations are computed first, in execution order; gradients after them, backwards.
         """
-        bad = self.values[:, :, list(STATISTICS).index("nonfinite_fraction")] > 0
+        bad = self.values[:, :, place_of("nonfinite_fraction")] > 0
         for row in bad.any(dim=1).nonzero().flatten().tolist()[:1]:
             indices = bad[row].nonzero().flatten().tolist()
             first = min(indices, key=self._computed_at)

@@ -28,6 +28,8 @@ STATISTICS: dict[str, str] = {
 }
 """Name of each statistic, as a column of the table, and its formula."""
 
+_PLACES = {name: i for i, name in enumerate(STATISTICS)}
+
 HISTOGRAM_RANGE = (-40, 24)
 """log2|g| covered by the histogram, one bin per power of two; outliers land in the end bins."""
 
@@ -51,3 +53,8 @@ PASSIVE = frozenset(
     for i in range(4)
 )
 """Autograd nodes that change the shape, place or dtype of elements and not their value."""
+
+
+def place_of(statistic: str) -> int:
+    """Where one of `STATISTICS` stands along the last dimension of `Trace.values`."""
+    return _PLACES[statistic]
