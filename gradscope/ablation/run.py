@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from gradscope.ablation.claims import is_claimed
 from gradscope.ablation.estimate import timed
 from gradscope.ablation.grid import Cell, Grid
 from gradscope.ablation.plan import Plan, make_plan
@@ -22,6 +24,9 @@ from gradscope.study.results import Study
 
 ENGINES = ("local", "ray")
 
+_LOOK_EVERY_S = 1.0
+"""How often it is looked whether another run on the same folder has finished a cell."""
+
 
 class Observer(Protocol):
     """Told what a run does, in the thread of its caller."""
@@ -35,7 +40,10 @@ class Observer(Protocol):
         ...
 
     def happened(self, event: Event) -> None:
-        """A cell ``started``, made ``progress`` (a `Progress`) or ``finished`` (a `CellResult`)."""
+        """A cell ``started``, made ``progress`` (a `Progress`) or ``finished`` (a `CellResult`).
+
+        One that another run has claimed finishes as ``running``; it starts again later.
+        """
         ...
 
 
@@ -66,6 +74,8 @@ def run_grid(
 
     Interrupted or killed, it loses the cells that were running; called again, it goes on. Cells
     that failed are tried again. A cell that raises or diverges is stored so, and stops no other.
+    Several runs, also on several machines, may share the folder: each takes cells that no other has
+    claimed, and the cell of one that died is taken over.
 
     Args:
         grid: the study.
@@ -80,7 +90,7 @@ def run_grid(
         The study as it lies on disk, in the grid's order.
 
     Raises:
-        GradscopeError: the data are bad, the folder is in use or of another study, or the engine
+        GradscopeError: the data are bad, the folder is of another study, or the engine
             is unknown: nothing has been trained then. Or the disk is full: what is finished stays.
 
     Example:
@@ -96,11 +106,24 @@ def run_grid(
         plan = make_plan(grid, store, data=data, trust=trust)
         if isinstance(runner, Local) and (told := described(needs, runner.places, devices())):
             plan = replace(plan, notes=(*plan.notes, told))
-        observe.planned(plan)
-        if plan.todo:
-            work = CellWork(store, cache_dir, grid.objectives, grid.stop)
-            runner.run(plan.todo, work, Supervisor(store, plan, observe).happened)
+    observe.planned(plan)
+    work = CellWork(store, cache_dir, grid.objectives, grid.stop)
+    todo = plan.todo
+    while todo:
+        supervisor = Supervisor(store, plan, observe)
+        runner.run(todo, work, supervisor.happened)
+        todo = _left_by_others(store, [c for c in todo if c.id in supervisor.elsewhere])
     return Store.load(runs_dir)
+
+
+def _left_by_others(store: Store, cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Wait until one of the cells that other runs train is free; those that are free then."""
+    while cells:
+        free = tuple(cell for cell in cells if not is_claimed(store.root, cell.id))
+        if free:
+            return tuple(cells)  # what others have finished by then is read, not trained
+        time.sleep(_LOOK_EVERY_S)
+    return ()
 
 
 def usual_jobs(grid: Grid) -> int:

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gradscope.ablation.claims import sweep
 from gradscope.errors import ConfigError
 from gradscope.study.results import ENDED, CellResult, Study
 
@@ -50,21 +51,17 @@ class Store:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runs out of the folder; a killed run holds no lock.
+        """Keep other runs out of the folder for a moment; a killed run holds no lock.
 
         Raises:
-            ConfigError: another run is at work here, or the folder cannot be written.
+            ConfigError: the folder cannot be written.
         """
-        from filelock import FileLock, Timeout
+        from filelock import FileLock
 
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.root / ".lock")
-            lock.acquire(blocking=False)
-        except Timeout as error:
-            raise ConfigError(
-                f"{self.root}: another run is at work here; wait for it, or give another folder"
-            ) from error
+            lock.acquire()
         except OSError as error:
             raise ConfigError(
                 f"{self.root}: cannot be written ({error.strerror or error}); give another folder"
@@ -83,8 +80,7 @@ class Store:
         path = self.root / "grid.json"
         self.refuse_others(grid.name)
         self.root.mkdir(parents=True, exist_ok=True)
-        for left in [*self.root.glob(".tmp-*"), *self.root.glob(".old-*")]:
-            shutil.rmtree(left, ignore_errors=True)
+        sweep(self.root)
         described = {
             "format": FORMAT,
             "name": grid.name,

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from gradscope.ablation.claims import claimed
 from gradscope.ablation.grid import Cell
 from gradscope.ablation.origin import origin_of
 from gradscope.ablation.plan import Plan
@@ -21,7 +22,7 @@ from gradscope.ablation.training import Progress, train_cell
 from gradscope.data import DataConfig, Splits, load
 from gradscope.engines.task import Event, out_of_memory
 from gradscope.errors import ConfigError, GradscopeError, MachineError, no_space
-from gradscope.study.results import ENDED, CellResult, History
+from gradscope.study.results import ENDED, CellResult, History, Origin, Status
 from gradscope.trace.table import Trace
 
 _LEAST_FREE_BYTES = 1 << 20
@@ -41,17 +42,30 @@ class CellWork:
         """Train and store; what raises is stored as ``failed``.
 
         Returns:
-            The result without the long lists, which lie on disk.
+            The result without the long lists, which lie on disk; that of another run which has
+            stored the cell meanwhile, or ``running`` where another is at it.
 
         Raises:
             MachineError: the disk is full.
         """
+        with claimed(self.store.root, cell.id) as mine:
+            if not mine:
+                return result_of(cell, "running")
+            result = self._train(cell, tell)
+        last = {name: values[-1:] for name, values in result.history.logged.items()}
+        return replace(result, history=History((), result.history.epochs[-1:], last))
+
+    def _train(self, cell: Cell, tell: Callable[[Progress], None]) -> CellResult:
         folder: Path | None = None
         trace: Trace | None = None
         try:
             splits = _splits_of(cell, self.cache_dir)
+            origin = origin_of(cell.config, splits.fingerprint if splits else "", loaded=True)
+            stored = self.store.read(cell)
+            if stored.origin == origin and self._is_final(stored):
+                return stored
             if cell.config.train.function:
-                folder = self._folder(cell, splits)
+                folder = self._folder(cell, origin)
             result, trace = train_cell(
                 cell, splits, tell, objectives=self.objectives, folder=folder, stop=self.stop
             )
@@ -61,17 +75,19 @@ class CellWork:
                 raise
             kind = "" if isinstance(error, GradscopeError) else f"{type(error).__name__}: "
             told = " ".join(f"{kind}{error}".split())
-            result, folder = failed(cell, told, traceback.format_exc()), None
+            result = result_of(cell, "failed", error=told, traceback=traceback.format_exc())
+            folder = None
         try:
             self.store.save(result, trace, folder)
         except OSError as error:
             self._blame_the_disk(error)
             raise
-        last = {name: values[-1:] for name, values in result.history.logged.items()}
-        return replace(result, history=History((), result.history.epochs[-1:], last))
+        return result
 
-    def _folder(self, cell: Cell, splits: Splits | None) -> Path:
-        origin = origin_of(cell.config, splits.fingerprint if splits else "", loaded=True)
+    def _is_final(self, stored: CellResult) -> bool:
+        return stored.status in ENDED and (self.stop is not None or stored.status != "stopped")
+
+    def _folder(self, cell: Cell, origin: Origin) -> Path:
         mark = hashlib.sha256(json.dumps(asdict(origin), sort_keys=True).encode()).hexdigest()
         return self.store.work_folder(cell.id, mark[:8])
 
@@ -97,30 +113,26 @@ def _splits(config: str, cache_dir: Path | None) -> Splits:
     return load(DataConfig.model_validate_json(config), cache_dir=cache_dir)
 
 
-def failed(cell: Cell, error: str, trace: str = "") -> CellResult:
-    """The result of a cell that raised, or whose process died.
+def result_of(cell: Cell, status: Status, **fields: Any) -> CellResult:
+    """A result without any measurement.
 
     Args:
         cell: which.
-        error: why, on one line.
-        trace: the traceback, where there is one.
+        status: what became of it.
+        **fields: of the result: why, on one line, and the traceback.
     """
-    return CellResult(
-        id=cell.id,
-        factors=dict(cell.factors),
-        seed=cell.config.seed,
-        status="failed",
-        config=cell.config.model_dump(mode="json"),
-        error=error,
-        traceback=trace,
-    )
+    config = cell.config.model_dump(mode="json")
+    return CellResult(cell.id, dict(cell.factors), cell.config.seed, status, config, **fields)
 
 
 class Happening(Protocol):
     """Whoever is told what happens to cells."""
 
     def happened(self, event: Event) -> None:
-        """A cell ``started``, made ``progress`` (a `Progress`) or ``finished`` (a `CellResult`)."""
+        """A cell ``started``, made ``progress`` (a `Progress`) or ``finished`` (a `CellResult`).
+
+        One that another run has claimed finishes as ``running``; it starts again later.
+        """
         ...
 
 
@@ -131,6 +143,8 @@ class Supervisor:
     store: Store
     plan: Plan
     observe: Happening
+    elsewhere: set[str] = field(default_factory=set)
+    """Cells that another run has claimed."""
 
     def happened(self, event: Event) -> None:
         """Take one event of an engine.
@@ -142,6 +156,8 @@ class Supervisor:
             raise MachineError(str(event.value))
         if event.kind == "lost":
             event = Event(event.task, "finished", self._result_of_lost(event))
+        if event.kind == "finished" and event.value.status == "running":
+            self.elsewhere.add(event.task)
         self.observe.happened(event)
 
     def _result_of_lost(self, event: Event) -> CellResult:
@@ -151,7 +167,8 @@ class Supervisor:
         is_new = before is None or stored.origin != before.origin
         if stored.status in ENDED and is_new:  # its process died after it had stored it
             return stored
-        result = failed(cell, str(event.value), event.traceback)
+        told = {"error": str(event.value), "traceback": event.traceback}
+        result = result_of(cell, "failed", **told)
         try:
             self.store.save(result, None)
         except OSError as error:

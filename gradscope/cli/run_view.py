@@ -47,6 +47,7 @@ class Tally:
     def happened(self, event: Event) -> None:
         """Count, and pass on."""
         self.begun[event.task] += event.kind == "started"
+        self.begun[event.task] -= _is_elsewhere(event)
         self._display.happened(event)
 
 
@@ -75,7 +76,7 @@ class Remaining:
         if event.kind == "progress":
             told: Progress = event.value
             self._shares[event.task] = told.step / told.total_steps if told.total_steps else 0.0
-        elif event.kind == "finished":
+        elif event.kind == "finished" and not _is_elsewhere(event):
             self._shares[event.task] = 1.0
 
     def seconds(self) -> float:
@@ -110,7 +111,7 @@ class Log:
     def happened(self, event: Event) -> None:
         """Tell what came of a cell."""
         self._remaining.update(event)
-        if event.kind == "finished":
+        if event.kind == "finished" and not _is_elsewhere(event):
             self._done += 1
             left = self._remaining.seconds()
             told = f"; {lasting(left)} left" if self._done < self._total else ""
@@ -183,7 +184,7 @@ class BarDisplay:
             )
         elif event.kind == "finished":
             self._bars.remove_task(self._rows.pop(event.task))
-            self._done += 1
+            self._done += not _is_elsewhere(event)
             self._failed += event.value.status == "failed"
         if self._total is not None:
             failed = f", {self._failed} failed" if self._failed else ""
@@ -198,6 +199,11 @@ def intention(plan: Plan) -> str:
     kept = f", {len(plan.stored)} are stored" if plan.stored else ""
     again = f", {len(plan.retried)} that failed before are tried again" if plan.retried else ""
     return f"{len(plan.todo)} of {total} cells to train{kept}{again}"
+
+
+def _is_elsewhere(event: Event) -> bool:
+    """Whether another run on the same folder has the cell, which is looked at again later."""
+    return event.kind == "finished" and getattr(event.value, "status", "") == "running"
 
 
 def progress_note(told: Progress) -> str:

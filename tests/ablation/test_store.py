@@ -295,18 +295,6 @@ def test_a_folder_of_another_study_is_refused(tiny, filled):
         store.prepare(tiny.grid(name="other"))
 
 
-def test_two_runs_in_one_folder_are_refused(store):
-    """The second is told so, at once; when the first has ended, it may."""
-    with (
-        store.locked(),
-        pytest.raises(ConfigError, match="another run is at work here"),
-        Store(store.root).locked(),
-    ):
-        pytest.fail("both are in")
-    with store.locked():
-        pass
-
-
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     """A read-only place: one line."""

@@ -8,7 +8,7 @@ import pytest
 import zoo
 
 from gradscope.ablation.store import Store
-from gradscope.ablation.work import failed
+from gradscope.ablation.work import result_of
 from gradscope.cli.app import main
 from gradscope.trace.table import Trace
 
@@ -78,7 +78,7 @@ def study(tmp_path, traces, tiny):
     store.prepare(grid)
     ids = [cell.id for cell in grid.cells()]
     for cell, name in zip(grid.cells(), ["kaiming_mlp", "deep_sigmoid", None], strict=False):
-        result = failed(cell, "no such luck")
+        result = result_of(cell, "failed", error="no such luck")
         if name:
             result = dataclasses.replace(result, status="done", error="")
         store.save(result, Trace.load(traces[name]) if name else None)
