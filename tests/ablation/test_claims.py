@@ -64,7 +64,8 @@ def test_the_claim_of_a_process_that_died_is_void(tmp_path):
         owner.kill()
     assert not is_claimed(tmp_path, "a")
     told = json.loads((tmp_path / ".claim-a").read_text())
-    (tmp_path / ".claim-a").write_text(json.dumps(told | {"pid": os.getpid()}))
+    later = {"pid": os.getpid(), "started": told["started"] - 60.0}
+    (tmp_path / ".claim-a").write_text(json.dumps(told | later))
     assert not is_claimed(tmp_path, "a")
     sweep(tmp_path)
     assert not (tmp_path / ".claim-a").exists()
