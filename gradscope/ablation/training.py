@@ -26,7 +26,8 @@ from gradscope.data import Splits, load
 from gradscope.diagnosis.diagnose import diagnose
 from gradscope.errors import ConfigError, ModelError
 from gradscope.factory import load_factory
-from gradscope.recording.scope import Scope, watch
+from gradscope.recording.scope import Scope
+from gradscope.recording.watching import watch
 from gradscope.seeding import seeded
 from gradscope.study.results import CellResult, Epoch, History, Status
 from gradscope.trace.table import Trace

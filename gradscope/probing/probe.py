@@ -19,7 +19,7 @@ from gradscope.probing.loss import (
     Loss,
     loss_of,
 )
-from gradscope.recording.scope import watch
+from gradscope.recording.watching import watch
 from gradscope.theory.forecast import Forecast
 from gradscope.trace.table import Trace
 

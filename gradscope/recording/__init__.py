@@ -1,5 +1,6 @@
 """watch(): the gradients of any module, recorded while it trains."""
 
-from gradscope.recording.scope import DEFAULT_EVERY, Scope, watch
+from gradscope.recording.scope import Scope
+from gradscope.recording.watching import DEFAULT_EVERY, watch
 
 __all__ = ["DEFAULT_EVERY", "Scope", "watch"]

@@ -1,4 +1,4 @@
-"""watch(): hooks on any module, statistics kept on the module's own device.
+"""Scope: hooks on any module, statistics kept on the module's own device.
 
 Between two recorded steps nothing is attached to the network: only the optimizers' step hooks
 count. For a recorded step its modules' calls are seen by `ModuleCalls`, which copies, pickles and
@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Sequence
-from functools import partial
 from threading import get_ident
 from types import TracebackType
 from typing import Any, Self
@@ -18,101 +17,32 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from gradscope.errors import GradscopeError, RecorderError
+from gradscope.errors import RecorderError
 from gradscope.recording.assemble import complete, git_revision, ordered
+from gradscope.recording.blind_spots import (
+    COMPILED,
+    NO_STEP,
+    REPLACED,
+    UNSEEN,
+    can_be_called,
+    is_compiled,
+)
 from gradscope.recording.buffer import Row, StatisticsBuffer, finish, histograms
-from gradscope.recording.calls import ModuleCalls, is_ours
+from gradscope.recording.calls import ModuleCalls
 from gradscope.recording.groups import Groups
 from gradscope.recording.guard import Guard, say
 from gradscope.recording.loss_scale import LossScale
 from gradscope.recording.loss_side import LossReader
 from gradscope.recording.meters import Meters
 from gradscope.recording.notes import Notes
-from gradscope.recording.optimizers import Arguments, StepHooks, before_it_is_used, innermost
+from gradscope.recording.optimizers import Arguments, StepHooks, before_it_is_used
 from gradscope.recording.outputs import ForwardReader
 from gradscope.recording.parameters import ParameterReader
 from gradscope.recording.strangers import Strangers
 from gradscope.trace.table import RecordedStep, Trace
 from gradscope.trace.vocabulary import STATISTICS
 
-DEFAULT_EVERY = 50
-"""A recorded step costs up to a tenth more on a CPU at a small batch; one in fifty is no matter."""
-
 _WATCHED: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Scope]] = weakref.WeakKeyDictionary()
-
-
-def watch(
-    model: nn.Module,
-    optimizer: Any = None,
-    *,
-    every: int = DEFAULT_EVERY,
-    activations: bool = True,
-    norms_only: bool = False,
-    histograms: bool = False,
-    scaler: torch.amp.GradScaler | None = None,
-    max_steps: int = 512,
-) -> Scope:
-    """Record the gradients of a network while it trains, without touching the training loop.
-
-    Args:
-        model: any module; wrapped ones (DDP, FSDP, compiled) too.
-        optimizer: one or several; their ``step()`` ends a step. What wraps one (Accelerate,
-            Transformers, Lightning, Opacus, fastai, SAM, Lookahead) is unwrapped. Without, call
-            ``scope.step()``.
-        every: record every so many steps, beginning with the first; by default so few that the
-            step is no more than one per cent slower on average.
-        activations: record module outputs and their gradients too, not only parameter gradients.
-        norms_only: of outputs take nothing but the norm and the share of NaN and Inf, and leave out
-            weights and their updates.
-        histograms: count log2|g| of each parameter gradient in bins of one power of two.
-        scaler: the GradScaler, if there is one, so that skipped steps are known and gradients of
-            activations are unscaled. Parameter gradients are unscaled without it.
-        max_steps: at most so many steps are kept; beyond, every second one is dropped and the
-            interval doubles. The first 16 recorded steps always stay.
-
-    Returns:
-        A scope; use it with ``with``, or call ``close()``.
-
-    Raises:
-        RecorderError: the model is watched already, or an argument makes no sense.
-
-    Example:
-        >>> import torch, gradscope
-        >>> model = torch.nn.Linear(3, 1)
-        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        >>> with gradscope.watch(model, optimizer, every=1) as scope:
-        ...     model(torch.ones(2, 3)).sum().backward()
-        ...     optimizer.step()
-        >>> len(scope.trace())  # two gradients, the output and its gradient
-        4
-    """
-    if not isinstance(model, nn.Module):
-        raise RecorderError(f"watch() needs a torch.nn.Module, got {type(model).__name__}")
-    if every < 1 or max_steps < 32:
-        raise RecorderError(
-            f"every={every} must be at least 1 and max_steps={max_steps} at least 32"
-        )
-    optimizers = innermost(optimizer)
-    existing = _WATCHED.get(_unwrapped(model))
-    if existing is not None and existing() is not None:
-        raise RecorderError(
-            "this model is watched already; close() the first scope before a second"
-        )
-    settings = partial(
-        Scope,
-        buffer=StatisticsBuffer(every, max_steps, histograms=histograms),
-        activations=activations,
-        norms_only=norms_only,
-        scaler=scaler,
-    )
-    try:
-        return settings(model, optimizers)
-    except GradscopeError:
-        raise
-    except Exception as fault:  # noqa: BLE001 - it is the user's training that is about to begin
-        idle = settings(nn.Module(), ())
-        idle._guard.trip("before the first step", fault)
-        return idle
 
 
 class Scope:
@@ -266,7 +196,7 @@ class Scope:
         calls = self._forward.calls
         if calls and not calls.displaced():  # still there from the last step
             return
-        if _compiled(self._model):
+        if is_compiled(self._model):
             self._on_compiled()
         elif not calls:
             calls.attach({id(m): m for m in self._model.modules()})
@@ -277,7 +207,7 @@ class Scope:
             self._strangers.look((args, self._forward.lent), output)
 
     def _on_compiled(self) -> None:
-        self._cannot_see(_COMPILED)
+        self._cannot_see(COMPILED)
 
     def _cannot_see(self, blind_spot: str) -> None:
         self._activations = False
@@ -286,9 +216,9 @@ class Scope:
 
     def _look_for_unseen_steps(self) -> None:
         if not self._step and self._parameters.trained():
-            self._say(_NO_STEP)
+            self._say(NO_STEP)
         elif any(each.misses_steps() for each in self._steps):
-            self._say(_REPLACED)
+            self._say(REPLACED)
 
     def _say(self, blind_spot: str) -> None:
         self.blind_spots = (*self.blind_spots, blind_spot)
@@ -361,8 +291,8 @@ class Scope:
             self._meters.end()
             scaled = frozenset(self._forward.gradients if self._scaler.active else ())
             self._buffer.end(RecordedStep(self._step, self.epoch, skipped=skipped), scaled)
-            if self._activations and not seen and _can_be_called(self._model):
-                self._cannot_see(_COMPILED if _compiled(self._model) else _UNSEEN)
+            if self._activations and not seen and can_be_called(self._model):
+                self._cannot_see(COMPILED if is_compiled(self._model) else UNSEEN)
             self._forward.calls.thread = get_ident() if seen else None
         self._step += 1
         self._arm()
@@ -405,39 +335,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return inner if isinstance(inner, nn.Module) else model
 
 
-_NO_STEP = (
-    "no optimizer.step() was seen; call scope.step() after each step, and leave the optimizer out "
-    "of watch()"
-)
-
-_REPLACED = (
-    "optimizer.step was replaced while watching; steps after that were not seen; replace it first"
-)
-
-_COMPILED = (
-    "the model is compiled: its parameter gradients are recorded, its activations cannot be; "
-    "watch or probe the uncompiled model to see them"
-)
-
-_UNSEEN = (
-    "no call of the network or of its parts was seen in a recorded step, as where it runs within a "
-    "compiled function: its parameter gradients are recorded, its activations are not"
-)
-
-
-def _can_be_called(model: nn.Module) -> bool:
-    """Whether any of its modules has a `forward`; a list of parameters has none."""
-    return any(type(m).forward is not nn.Module.forward for m in model.modules())
-
-
-def _compiled(model: nn.Module) -> bool:
-    found: list[nn.Module | None] = [model]  # several times faster than model.modules()
-    for module in found:
-        if module is None:
-            continue
-        children, entry = module._modules, module._compiled_call_impl
-        if "_orig_mod" in children or (entry is not None and not is_ours(entry)):
-            return True
-        if children:
-            found.extend(children.values())
-    return False
+def is_watched(model: nn.Module) -> bool:
+    """Whether a scope that is not closed records it, or what `torch.compile` wrapped it in."""
+    scope = _WATCHED.get(_unwrapped(model))
+    return scope is not None and scope() is not None

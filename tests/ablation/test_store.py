@@ -14,7 +14,7 @@ from torch import nn
 
 from gradscope.ablation.store import Store
 from gradscope.errors import ConfigError
-from gradscope.recording.scope import watch
+from gradscope.recording.watching import watch
 from gradscope.study.results import CellResult, Epoch, History
 
 FLOATS = st.floats()

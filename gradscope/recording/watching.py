@@ -1,0 +1,90 @@
+"""watch(): begins a recording, and refuses what makes no sense."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradscope.errors import GradscopeError, RecorderError
+from gradscope.recording.buffer import StatisticsBuffer
+from gradscope.recording.optimizers import innermost
+from gradscope.recording.scope import Scope, is_watched
+
+DEFAULT_EVERY = 50
+"""A recorded step costs up to a tenth more on a CPU at a small batch; one in fifty is no matter."""
+
+
+def watch(
+    model: nn.Module,
+    optimizer: Any = None,
+    *,
+    every: int = DEFAULT_EVERY,
+    activations: bool = True,
+    norms_only: bool = False,
+    histograms: bool = False,
+    scaler: torch.amp.GradScaler | None = None,
+    max_steps: int = 512,
+) -> Scope:
+    """Record the gradients of a network while it trains, without touching the training loop.
+
+    Args:
+        model: any module; wrapped ones (DDP, FSDP, compiled) too.
+        optimizer: one or several; their ``step()`` ends a step. What wraps one (Accelerate,
+            Transformers, Lightning, Opacus, fastai, SAM, Lookahead) is unwrapped. Without, call
+            ``scope.step()``.
+        every: record every so many steps, beginning with the first; by default so few that the
+            step is no more than one per cent slower on average.
+        activations: record module outputs and their gradients too, not only parameter gradients.
+        norms_only: of outputs take nothing but the norm and the share of NaN and Inf, and leave out
+            weights and their updates.
+        histograms: count log2|g| of each parameter gradient in bins of one power of two.
+        scaler: the GradScaler, if there is one, so that skipped steps are known and gradients of
+            activations are unscaled. Parameter gradients are unscaled without it.
+        max_steps: at most so many steps are kept; beyond, every second one is dropped and the
+            interval doubles. The first 16 recorded steps always stay.
+
+    Returns:
+        A scope; use it with ``with``, or call ``close()``.
+
+    Raises:
+        RecorderError: the model is watched already, or an argument makes no sense.
+
+    Example:
+        >>> import torch, gradscope
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with gradscope.watch(model, optimizer, every=1) as scope:
+        ...     model(torch.ones(2, 3)).sum().backward()
+        ...     optimizer.step()
+        >>> len(scope.trace())  # two gradients, the output and its gradient
+        4
+    """
+    if not isinstance(model, nn.Module):
+        raise RecorderError(f"watch() needs a torch.nn.Module, got {type(model).__name__}")
+    if every < 1 or max_steps < 32:
+        raise RecorderError(
+            f"every={every} must be at least 1 and max_steps={max_steps} at least 32"
+        )
+    optimizers = innermost(optimizer)
+    if is_watched(model):
+        raise RecorderError(
+            "this model is watched already; close() the first scope before a second"
+        )
+    settings = partial(
+        Scope,
+        buffer=StatisticsBuffer(every, max_steps, histograms=histograms),
+        activations=activations,
+        norms_only=norms_only,
+        scaler=scaler,
+    )
+    try:
+        return settings(model, optimizers)
+    except GradscopeError:
+        raise
+    except Exception as fault:  # noqa: BLE001 - it is the user's training that is about to begin
+        idle = settings(nn.Module(), ())
+        idle._guard.trip("before the first step", fault)
+        return idle
