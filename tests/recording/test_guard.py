@@ -16,16 +16,19 @@ from gradscope.recording import (
     buffer,
     calls,
     device_meter,
+    gradient_hooks,
     guard,
     host_meter,
     kernels,
     loss_scale,
     meters,
     network,
+    output_readers,
     outputs,
     parameters,
     reductions,
     scope,
+    through_time,
 )
 
 STEPS = 10
@@ -91,11 +94,13 @@ KERNELS = ("measure", "measure_one", "remember", "change", "dead_units")
 
 TARGETS = [
     *((outputs.ForwardReader, name) for name in (
-        "enter", "saw", "left", "lend", "begin", "end", "_take", "_take_again", "_take_time",
-        "_measure", "_await_gradient", "_register", "_hook", "_new_output", "_saturation_reader",
+        "enter", "saw", "left", "lend", "begin", "end", "_take", "_take_again", "_measure",
         "_position", "_source", "_root_gradient", "_end_of_backward", "_read_structure",
         "_forget_graph", "failed",
     )),
+    *((gradient_hooks.GradientHooks, name) for name in ("wait", "register", "at")),
+    *((output_readers.OutputReaders, name) for name in ("of", "_saturation_reader")),
+    *((through_time.ThroughTime, name) for name in ("lend", "take")),
     *((outputs, name) for name in ("read_structure", "floating_in", "is_normalisation")),
     *((calls.ModuleCalls, name) for name in ("attach", "displaced")),
     *((scope.Scope, name) for name in (
