@@ -24,7 +24,7 @@ _HOME = {
     "Run": "gradscope.ablation.training",
     "Scope": "gradscope.recording",
     "Trace": "gradscope.trace",
-    "diagnose": "gradscope.diagnosis",
+    "diagnose": "gradscope.diagnosis.judge",
     "probe": "gradscope.probing",
     "testing": "gradscope.testing",
     "try_remedies": "gradscope.probing",

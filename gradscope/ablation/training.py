@@ -23,7 +23,7 @@ from gradscope.ablation.machine import denormals_flushed, environment, memory_ke
 from gradscope.ablation.origin import origin_of
 from gradscope.ablation.settings import CellConfig, StopConfig
 from gradscope.data import Splits, load
-from gradscope.diagnosis.diagnose import diagnose
+from gradscope.diagnosis.judge import diagnose
 from gradscope.errors import ConfigError, ModelError
 from gradscope.factory import load_factory
 from gradscope.recording.scope import Scope

@@ -14,6 +14,7 @@ import typer
 
 from gradscope.cli.data import data_coco, data_demo
 from gradscope.cli.diagnose import diagnose
+from gradscope.cli.explain import explain
 from gradscope.cli.grid import report, run_grid
 from gradscope.cli.probe import probe
 from gradscope.errors import GradscopeError, no_space
@@ -54,6 +55,10 @@ app.command(
     epilog="Examples: gradscope diagnose run.parquet  |  gradscope diagnose run.parquet --json"
     "  |  gradscope diagnose runs/hw5"
 )(diagnose)
+app.command(
+    epilog="Examples: gradscope explain vanishing  |  gradscope explain  |  "
+    "gradscope explain updates-lost --json"
+)(explain)
 app.command(
     epilog="Examples: gradscope probe torchvision.models:resnet50 --input 3,224,224  |  "
     "gradscope probe my.models:plain my.models:residual --input 3,64,64 --args depth=32  |  "

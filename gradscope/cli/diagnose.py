@@ -37,7 +37,7 @@ def _trace(path: Path, *, as_json: bool) -> bool:
 
     from rich.console import Console
 
-    from gradscope.diagnosis.diagnose import diagnose as judge
+    from gradscope.diagnosis.judge import diagnose as judge
     from gradscope.trace.table import Trace
 
     diagnosis = judge(Trace.load(path))

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.cli import probe_tables as tables
-from gradscope.diagnosis.diagnose import diagnose
 from gradscope.diagnosis.flow import GradientFlow, gradient_flow
+from gradscope.diagnosis.judge import diagnose
 from gradscope.diagnosis.verdict import Diagnosis
 from gradscope.probing.isolation import call_model, preserved
 from gradscope.probing.probe import probe

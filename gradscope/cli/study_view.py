@@ -20,7 +20,7 @@ from gradscope.ablation.plan import Plan, make_plan
 from gradscope.ablation.run import estimate, prepare_data, usual_jobs
 from gradscope.ablation.store import Store
 from gradscope.cli.run_view import DASH, lasting, observer, percent
-from gradscope.diagnosis.diagnose import diagnose
+from gradscope.diagnosis.judge import diagnose
 from gradscope.diagnosis.verdict import Diagnosis
 from gradscope.errors import GradscopeError
 from gradscope.study.doomed import doomed

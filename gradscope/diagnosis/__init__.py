@@ -1,8 +1,34 @@
 """From a Trace to findings with a verdict, the evidence and a remedy."""
 
-from gradscope.diagnosis.diagnose import diagnose
-from gradscope.diagnosis.flow import GradientFlow, gradient_flow, loop_flows, weight_profile
-from gradscope.diagnosis.verdict import Diagnosis, Evidence, Finding, Severity, Verdict
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradscope.diagnosis.flow import GradientFlow as GradientFlow
+    from gradscope.diagnosis.flow import gradient_flow as gradient_flow
+    from gradscope.diagnosis.flow import loop_flows as loop_flows
+    from gradscope.diagnosis.flow import weight_profile as weight_profile
+    from gradscope.diagnosis.judge import diagnose as diagnose
+    from gradscope.diagnosis.verdict import Diagnosis as Diagnosis
+    from gradscope.diagnosis.verdict import Evidence as Evidence
+    from gradscope.diagnosis.verdict import Finding as Finding
+    from gradscope.diagnosis.verdict import Severity as Severity
+    from gradscope.diagnosis.verdict import Verdict as Verdict
+
+_HOME = {
+    "Diagnosis": "verdict",
+    "Evidence": "verdict",
+    "Finding": "verdict",
+    "GradientFlow": "flow",
+    "Severity": "verdict",
+    "Verdict": "verdict",
+    "diagnose": "judge",
+    "gradient_flow": "flow",
+    "loop_flows": "flow",
+    "weight_profile": "flow",
+}
 
 __all__ = [
     "Diagnosis",
@@ -16,3 +42,12 @@ __all__ = [
     "loop_flows",
     "weight_profile",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: what explains findings needs no torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'gradscope.diagnosis' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"gradscope.diagnosis.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gradscope.diagnosis.diagnose import diagnose
 from gradscope.diagnosis.flow import gradient_flow, loop_flows
+from gradscope.diagnosis.judge import diagnose
 from gradscope.diagnosis.verdict import Verdict
 from gradscope.errors import ModelError
 from gradscope.layers import RECTIFIERS, SATURATING

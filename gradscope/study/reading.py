@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from gradscope.diagnosis.diagnose import diagnose
 from gradscope.diagnosis.flow import GradientFlow, gradient_flow, weight_profile
+from gradscope.diagnosis.judge import diagnose
 from gradscope.engines.local import Local
 from gradscope.engines.placement import cores
 from gradscope.engines.task import Event

@@ -37,7 +37,7 @@ def assert_gradient_health(
         ModelError: the model does not run on the inputs.
     """
     __tracebackhide__ = True
-    from gradscope.diagnosis.diagnose import diagnose
+    from gradscope.diagnosis.judge import diagnose
     from gradscope.diagnosis.verdict import Verdict
     from gradscope.errors import ConfigError, nearest
     from gradscope.probing.probe import probe
