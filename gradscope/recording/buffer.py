@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from gradscope.recording.copies import Copy
 from gradscope.trace.table import RecordedStep, RecordedTensor
 from gradscope.trace.vocabulary import HISTOGRAM_RANGE, STATISTICS
 
@@ -117,7 +118,7 @@ class StatisticsBuffer:
         self._areas: dict[torch.device, Area] = {}
         self._rows: list[Row] = []
         self._waiting: list[Row] = []
-        self._in_flight: list[tuple[list[Row], list[tuple[Tensor, object]]]] = []
+        self._in_flight: list[tuple[list[Row], list[Copy]]] = []
         self._dense_steps: set[int] = set()
         self._first_nonfinite: int | None = None
         self._constants: dict[tuple[torch.device, torch.dtype, tuple[float, ...]], Tensor] = {}
@@ -126,6 +127,11 @@ class StatisticsBuffer:
     def wants(self, step: int) -> bool:
         """Whether this step is to be recorded, by the interval that thinning has reached."""
         return step % self.interval == 0
+
+    def keeps(self, step: int) -> bool:
+        """Whether a recorded step outlasts the thinning so far."""
+        first = step in self._dense_steps or step == self._first_nonfinite
+        return first or step % self.interval == 0
 
     def column(self, tensor: RecordedTensor) -> int:
         """The column of a tensor, made when it is first asked for; column 0 is not a tensor's."""
@@ -190,7 +196,11 @@ class StatisticsBuffer:
         self.numel[:] = [UNSEEN] * len(self.numel)
         self._histogram = None
 
-    def end(self, step: RecordedStep, scaled: frozenset[int]) -> None:
+    def copies(self) -> list[Copy]:
+        """The cells of the current row, on their way to the host; for `fill`."""
+        return [Copy(area.cells[: len(self.columns) + 1]) for area in self._areas.values()]
+
+    def end(self, step: RecordedStep, scaled: frozenset[int]) -> Row:
         """Finish the row: `scaled` names the columns that still carry the loss scale."""
         alike = bool(self._rows) and self._rows[-1].numel == self.numel
         if not alike:
@@ -208,23 +218,16 @@ class StatisticsBuffer:
                 area.turn(len(self._waiting))
         if len(self._rows) > self._max_steps:
             self._thin()
+        return row
 
     def flush(self) -> None:
         """Start copying the waiting rows to the host; on CUDA the host does not wait for it."""
         self._settle()
         if not self._waiting:
             return
-        copies: list[tuple[Tensor, object]] = []
-        for device, area in self._areas.items():
-            full = area.ring[: len(self._waiting), : len(self.columns) + 1]
-            if device.type == "cuda":
-                host = torch.empty(full.shape, dtype=full.dtype, device="cpu", pin_memory=True)
-                host.copy_(full, non_blocking=True)
-                done = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's stub
-                done.record(torch.cuda.current_stream(device))
-                copies.append((host, done))
-            else:
-                copies.append((full.to("cpu", copy=True), None))
+        copies = []
+        for area in self._areas.values():
+            copies.append(Copy(area.ring[: len(self._waiting), : len(self.columns) + 1]))
             area.turn_back()
         self._in_flight.append((self._waiting, copies))
         self._waiting = []
@@ -262,10 +265,7 @@ class StatisticsBuffer:
 
     def _settle(self) -> None:
         for rows, copies in self._in_flight:
-            for _, done in copies:
-                if isinstance(done, torch.cuda.Event):
-                    done.synchronize()
-            block = _merged([host for host, _ in copies], len(rows))
+            block = _merged([each.read() for each in copies], len(rows))
             for row, raw, broken in zip(rows, block, _nonfinite(block), strict=True):
                 row.raw = raw.clone()  # rows are thinned out one by one
                 _complete(row)
@@ -278,13 +278,13 @@ class StatisticsBuffer:
     def _thin(self) -> None:
         while len(self._rows) > self._max_steps:
             self.interval *= 2
-            self._rows = [
-                row
-                for row in self._rows
-                if row.step.step % self.interval == 0
-                or row.step.step in self._dense_steps
-                or row.step.step == self._first_nonfinite
-            ]
+            self._rows = [row for row in self._rows if self.keeps(row.step.step)]
+
+
+def fill(row: Row, copies: Sequence[Copy]) -> None:
+    """Give a finished row its numbers before its ring is full."""
+    row.raw = _merged([each.read().unsqueeze(0) for each in copies], 1)[0]
+    _complete(row)
 
 
 def _complete(row: Row) -> None:

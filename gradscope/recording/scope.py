@@ -31,6 +31,7 @@ from gradscope.recording.buffer import Row, StatisticsBuffer, finish, histograms
 from gradscope.recording.calls import ModuleCalls
 from gradscope.recording.groups import Groups
 from gradscope.recording.guard import Guard, say
+from gradscope.recording.logged import Logged, with_losses
 from gradscope.recording.loss_scale import LossScale
 from gradscope.recording.loss_side import LossReader
 from gradscope.recording.meters import Meters
@@ -74,6 +75,7 @@ class Scope:
         self._notes = Notes(model)
         self._parameters = ParameterReader(model, optimizers, buffer, self._meters)
         self._groups = Groups(model, optimizers)
+        self._logged = Logged(buffer.keeps)
         self._strangers = Strangers(model)
         self._forward = ForwardReader(
             model,
@@ -124,6 +126,29 @@ class Scope:
         if self._trace is not None:
             raise RecorderError("this scope is closed; watch the model again")
         self._guard.wrap("at the end of a step", self._step_by_hand)()
+
+    def log(self, **metrics: Any) -> None:
+        """Keep numbers with the trace, in `Trace.logged`; nothing is raised in the loop.
+
+        A name first told before the first step has ended is about the step that runs, one first
+        told later about the step that ended last, so call it on the same side of the optimizer's
+        step each time. What is called ``loss`` serves the diagnosis where no backward pass told it.
+
+        Args:
+            metrics: numbers, or tensors of one number on any device, which are read later: the host
+                does not wait. What is neither is left out with a warning.
+
+        Example:
+            >>> scope.log(loss=loss, accuracy=0.9)  # doctest: +SKIP
+        """
+        if self._trace is not None:
+            say("log() was called on a closed scope; what it was told is not kept")
+            return
+        self._guard.wrap("in log()", self._log)(metrics)
+
+    def _log(self, metrics: dict[str, Any]) -> None:
+        for complaint in self._logged.note(self._step, metrics):
+            say(complaint)
 
     def close(self) -> None:
         """Detach from the model and the optimizers; the trace stays available."""
@@ -300,7 +325,8 @@ class Scope:
     def _build_trace(self, rows: list[Row]) -> Trace:
         columns = self._buffer.columns
         values, present = finish(rows, columns)
-        steps = tuple(row.step for row in rows)
+        logged = self._logged.series()
+        steps = with_losses(tuple(row.step for row in rows), logged)
         structure = complete(
             self._forward.structure,
             self._model,
@@ -318,7 +344,7 @@ class Scope:
             present=present,
             structure=structure,
             histograms=histograms(rows, len(columns)),
-            logged=self._groups.logged(steps),
+            logged={**logged, **self._groups.logged(steps)},
             metadata={
                 "torch": torch.__version__,
                 "git": git_revision(),
