@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradscope import testing as testing
-    from gradscope.ablation.training import Run as Run
+    from gradscope.ablation.handle import Run as Run
     from gradscope.diagnosis import Diagnosis as Diagnosis
     from gradscope.diagnosis import diagnose as diagnose
     from gradscope.errors import GradscopeError as GradscopeError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Diagnosis": "gradscope.diagnosis",
     "GradscopeError": "gradscope.errors",
-    "Run": "gradscope.ablation.training",
+    "Run": "gradscope.ablation.handle",
     "Scope": "gradscope.recording",
     "Trace": "gradscope.trace",
     "diagnose": "gradscope.diagnosis.judge",

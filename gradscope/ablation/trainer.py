@@ -20,7 +20,7 @@ from gradscope.recording.scope import Scope
 from gradscope.study.results import Epoch
 
 if TYPE_CHECKING:
-    from gradscope.ablation.training import Run
+    from gradscope.ablation.handle import Run
 
 CHECK_EVERY = 16
 """Steps between two looks at the losses: how late a divergence is noticed, and how rarely a GPU
@@ -82,7 +82,7 @@ class _Training:
             if not losses.isfinite().all():
                 at = int((~losses.isfinite()).nonzero()[0])
                 return f"loss became {float(losses[at])} at step {step + at}, epoch {epoch}"
-            if self._run.is_doomed:
+            if self._run.doom:
                 return ""
             val_loss, confusion = self._evaluate(self._splits.val)
             fit_loss, fitted = self._evaluate(self._splits.train, self._fit)
@@ -124,7 +124,7 @@ class _Training:
             self._run.tell(self._step, epoch, lambda: float(self._losses[self._step - 1]))
             if self._step % CHECK_EVERY == 0 and not self._losses_finite():
                 break
-            if self._run.is_doomed:
+            if self._run.doom:
                 break
         right = int(hits)  # waits for the device
         self._timed(train_s + time.perf_counter() - started)

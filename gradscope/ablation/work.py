@@ -16,9 +16,10 @@ from gradscope.ablation.claims import claimed
 from gradscope.ablation.grid import Cell
 from gradscope.ablation.origin import origin_of
 from gradscope.ablation.plan import Plan
+from gradscope.ablation.progress import Progress
 from gradscope.ablation.settings import StopConfig
 from gradscope.ablation.store import Store
-from gradscope.ablation.training import Progress, train_cell
+from gradscope.ablation.training import train_cell
 from gradscope.data import DataConfig, Splits, load
 from gradscope.engines.task import Event, out_of_memory
 from gradscope.errors import ConfigError, GradscopeError, MachineError, no_space

@@ -18,8 +18,8 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 
 from gradscope.ablation.plan import Plan
+from gradscope.ablation.progress import Progress
 from gradscope.ablation.run import Observer
-from gradscope.ablation.training import Progress
 from gradscope.engines.task import Event
 from gradscope.study.results import CellResult
 

@@ -23,8 +23,8 @@ from gradscope import data
 from gradscope.ablation import run_grid
 from gradscope.ablation.estimate import from_results, likeness, longest_first, makespan_s
 from gradscope.ablation.plan import Plan
+from gradscope.ablation.progress import Progress
 from gradscope.ablation.store import Store
-from gradscope.ablation.training import Progress
 from gradscope.cli import run_view
 from gradscope.cli.app import app
 from gradscope.engines.local import Local

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 from torchvision.models.inception import InceptionOutputs
 
-from gradscope.ablation import trainer, training
+from gradscope.ablation import handle, trainer
 from gradscope.ablation.grid import Cell
 from gradscope.ablation.settings import CellConfig, RecordConfig, TrainConfig
 from gradscope.ablation.trainer import CHECK_EVERY, logits_of, make_optimizer
@@ -192,9 +192,9 @@ def test_recorder_changes_no_bit(built, monkeypatch, optimizer, precision, model
     splits = make_splits(size=32)
     watched, trace = train_cell(cell, splits)
     assert len(trace) > 0
-    closed = training.watch(nn.Linear(1, 1))
+    closed = handle.watch(nn.Linear(1, 1))
     closed.close()
-    monkeypatch.setattr(training, "watch", lambda *_, **__: closed)
+    monkeypatch.setattr(handle, "watch", lambda *_, **__: closed)
     bare, empty = train_cell(cell, splits)
     assert len(empty) == 0
     assert watched.history.step_loss == bare.history.step_loss
@@ -217,9 +217,9 @@ def test_recorder_changes_no_bit_of_the_reference_network(built, monkeypatch, pr
     cell = make_cell("hw5net", init="kaiming", precision=precision, batch_size=4, every=2)
     splits = make_splits(train=24, size=64)
     watched, _ = train_cell(cell, splits)
-    closed = training.watch(nn.Linear(1, 1))
+    closed = handle.watch(nn.Linear(1, 1))
     closed.close()
-    monkeypatch.setattr(training, "watch", lambda *_, **__: closed)
+    monkeypatch.setattr(handle, "watch", lambda *_, **__: closed)
     bare, _ = train_cell(cell, splits)
     assert watched.history.step_loss == bare.history.step_loss
     assert same_numbers(*built)
