@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from threading import get_ident
 from types import TracebackType
 from typing import Any, Self
@@ -31,6 +32,7 @@ from gradscope.recording.buffer import Row, StatisticsBuffer, finish, histograms
 from gradscope.recording.calls import ModuleCalls
 from gradscope.recording.groups import Groups
 from gradscope.recording.guard import Guard, say
+from gradscope.recording.live import Live
 from gradscope.recording.logged import Logged, with_losses
 from gradscope.recording.loss_scale import LossScale
 from gradscope.recording.loss_side import LossReader
@@ -58,6 +60,7 @@ class Scope:
         activations: bool,
         norms_only: bool,
         scaler: torch.amp.GradScaler | None,
+        live: Live | None = None,
     ) -> None:
         self.epoch = 0
         """Written into the records of the steps that follow; set it where the loop knows it."""
@@ -76,6 +79,7 @@ class Scope:
         self._parameters = ParameterReader(model, optimizers, buffer, self._meters)
         self._groups = Groups(model, optimizers)
         self._logged = Logged(buffer.keeps)
+        self._live = live
         self._strangers = Strangers(model)
         self._forward = ForwardReader(
             model,
@@ -156,6 +160,7 @@ class Scope:
             return
         self._guard.wrap("at its end", self._look_for_unseen_steps)()
         self._leave()
+        self._guard.wrap("at its end", partial(self._tell, wait=True))()
         self._guard.wrap("at its end", self._buffer.release)()
         self._trace = self.trace()
 
@@ -315,12 +320,20 @@ class Scope:
             seen = self._forward.end()
             self._meters.end()
             scaled = frozenset(self._forward.gradients if self._scaler.active else ())
-            self._buffer.end(RecordedStep(self._step, self.epoch, skipped=skipped), scaled)
+            copies = self._buffer.copies() if self._live is not None else []
+            row = self._buffer.end(RecordedStep(self._step, self.epoch, skipped=skipped), scaled)
+            if self._live is not None:
+                self._live.add(row, copies)
             if self._activations and not seen and can_be_called(self._model):
                 self._cannot_see(COMPILED if is_compiled(self._model) else UNSEEN)
             self._forward.calls.thread = get_ident() if seen else None
         self._step += 1
         self._arm()
+        self._tell()
+
+    def _tell(self, *, wait: bool = False) -> None:
+        if self._live is not None:
+            self._live.tell(self._buffer, self._forward.structure, wait=wait)
 
     def _build_trace(self, rows: list[Row]) -> Trace:
         columns = self._buffer.columns

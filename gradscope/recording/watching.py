@@ -10,7 +10,9 @@ from torch import nn
 
 from gradscope.errors import GradscopeError, RecorderError
 from gradscope.recording.buffer import StatisticsBuffer
+from gradscope.recording.live import Live, Log
 from gradscope.recording.optimizers import innermost
+from gradscope.recording.readable import Detail
 from gradscope.recording.scope import Scope, is_watched
 
 DEFAULT_EVERY = 50
@@ -27,6 +29,8 @@ def watch(
     histograms: bool = False,
     scaler: torch.amp.GradScaler | None = None,
     max_steps: int = 512,
+    log: Log | None = None,
+    detail: Detail = "blocks",
 ) -> Scope:
     """Record the gradients of a network while it trains, without touching the training loop.
 
@@ -45,6 +49,11 @@ def watch(
             activations are unscaled. Parameter gradients are unscaled without it.
         max_steps: at most so many steps are kept; beyond, every second one is dropped and the
             interval doubles. The first 16 recorded steps always stay.
+        log: called as ``log(numbers, step)`` after each recorded step, in the thread of the loop,
+            with a dict of floats: ``wandb.log``, ``mlflow.log_metrics``, any function. The host
+            waits for no device: a GPU's numbers follow a step or so later. One that raises is
+            warned about and called no more.
+        detail: what ``log`` is told of: ``blocks``, or ``parameters`` for every tensor.
 
     Returns:
         A scope; use it with ``with``, or call ``close()``.
@@ -79,6 +88,7 @@ def watch(
         activations=activations,
         norms_only=norms_only,
         scaler=scaler,
+        live=Live(log, detail) if log is not None else None,
     )
     try:
         return settings(model, optimizers)
