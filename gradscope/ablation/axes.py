@@ -1,25 +1,15 @@
-"""Axes: which settings a matrix varies, and the points that it unfolds into."""
+"""Axes: which settings a matrix varies."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
-from gradscope.ablation.document import Document, KeyPath, shown
+from gradscope.ablation.document import Document
 from gradscope.ablation.settings import SECTIONS, GridConfig
 from gradscope.errors import nearest
-
-Point = dict[str, tuple[Any, KeyPath]]
-"""Name of an axis -> its value at one point, and where that was written."""
-
-Origin = dict[tuple[str, ...], KeyPath]
-"""Setting -> where in the document the matrix or an inclusion gave it."""
 
 
 @dataclass(frozen=True)
@@ -154,98 +144,3 @@ def _is_open(path: tuple[str, ...], known: list[tuple[str, ...]]) -> bool:
     if path[:2] == ("train", "args"):
         return len(path) > 3 and path[:3] in known
     return len(path) > 2 and path[:2] in (("model", "args"), ("data", "args"), ("model", "init"))
-
-
-def points_of(config: GridConfig, axes: tuple[Axis, ...], document: Document) -> list[Point]:
-    """The value of each axis at every point that is not excluded, then the included ones."""
-    by_name = {n: axis for axis in axes for n in (axis.key, axis.name, ".".join(axis.path))}
-
-    def known(entry: dict[str, Any], place: KeyPath) -> dict[str, Any]:
-        for name in entry:
-            if name not in by_name:
-                valid = nearest(name, [a.key for a in axes])
-                raise document.error((*place, name), f"unknown axis '{name}'; {valid}")
-        return {by_name[name].name: value for name, value in entry.items()}
-
-    excluded = [known(e, ("exclude", i)) for i, e in enumerate(config.exclude)]
-    used = [False] * len(excluded)
-    points: list[Point] = []
-    for choice in itertools.product(*(range(len(a.values)) for a in axes)):
-        labels = {a.name: a.labels[i] for a, i in zip(axes, choice, strict=True)}
-        hits = [all(labels[n] == v for n, v in e.items()) for e in excluded]
-        used = [was or hit for was, hit in zip(used, hits, strict=True)]
-        if not any(hits):
-            points.append(
-                {
-                    a.name: (a.values[i], ("matrix", a.key, i))
-                    for a, i in zip(axes, choice, strict=True)
-                }
-            )
-    for i, was_used in enumerate(used):
-        if not was_used:
-            raise document.error(
-                ("exclude", i), "this exclusion matches no cell; its values must be of the matrix"
-            )
-    for i, entry in enumerate(config.include):
-        known(entry, ("include", i))
-        axis_of = {name: by_name[name] for name in entry}
-        points.append(
-            {a.name: (a.meant(entry[name]), ("include", i, name)) for name, a in axis_of.items()}
-        )
-    return points
-
-
-def validated(
-    kind: type[BaseModel],
-    data: Any,
-    path: KeyPath,
-    document: Document,
-    origin: Origin | None = None,
-) -> Any:
-    """Validate settings; the first error becomes one line that names the place and the mend.
-
-    Args:
-        kind: the pydantic model.
-        data: what was written.
-        path: where the settings belong, for the name of the key in the message.
-        document: knows the lines.
-        origin: which of the settings were written elsewhere: in the matrix.
-
-    Raises:
-        ConfigError: something in it is wrong.
-    """
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        location = tuple(p for p in first["loc"] if isinstance(p, str | int))
-        key = ".".join(str(p) for p in (*path, *location))
-        place = written((*path, *location), origin or {})
-        if first["type"] == "extra_forbidden":
-            valid = nearest(str(location[-1]), _fields(kind, location[:-1]))
-            raise document.error(place, f"unknown key '{key}'; {valid}") from error
-        if first["type"] == "missing":
-            raise document.error(place, f"key '{key}' is missing; add it") from error
-        message = first["msg"].removeprefix("Value error, ")
-        message = re.sub(r" or instance of \w+", "", message).replace("dictionary", "mapping")
-        given = f", got {shown(first['input'])!r}" if is_scalar(first["input"]) else ""
-        raise document.error(place, f"{key}: {message[:1].lower()}{message[1:]}{given}") from error
-
-
-def written(path: KeyPath, origin: Origin) -> KeyPath:
-    """Where a setting was written: in the innermost axis that reaches it, else at its own place."""
-    for length in range(len(path), 0, -1):
-        place = origin.get(tuple(map(str, path[:length])))
-        if place is not None:
-            return (*place, *path[length:])
-    return path
-
-
-def _fields(kind: type[BaseModel], path: Sequence[str | int]) -> list[str]:
-    for name in path:
-        info = kind.model_fields.get(str(name))
-        inner = info.annotation if info else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            break
-        kind = inner
-    return list(kind.model_fields)

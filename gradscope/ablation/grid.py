@@ -10,18 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradscope.ablation.axes import (
-    Axis,
-    Origin,
-    Point,
-    axes_of,
-    is_scalar,
-    label,
-    points_of,
-    validated,
-    written,
-)
+from gradscope.ablation.axes import Axis, axes_of, is_scalar, label
 from gradscope.ablation.document import Document, KeyPath, merged, read, shown
+from gradscope.ablation.points import Point, points_of
 from gradscope.ablation.settings import (
     EPOCH_METRICS,
     SECTIONS,
@@ -30,6 +21,7 @@ from gradscope.ablation.settings import (
     ResourcesConfig,
     StopConfig,
 )
+from gradscope.ablation.validation import Origin, validated, written
 from gradscope.errors import GradscopeError, nearest
 from gradscope.factory import load_factory
 from gradscope.models.config import ModelConfig, resolve, spec_of

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from gradscope.data.figures import CLUTTER, FIGURES, Figure, Points, Random, any_colour, turned
+from gradscope.data.clutter import CLUTTER
+from gradscope.data.figure import Figure, Points, Random, any_colour, turned
+from gradscope.data.figures import FIGURES
 
 PIXELS = 80
 """Height and width of a picture; it is drawn at twice that and averaged."""

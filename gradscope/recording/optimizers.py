@@ -1,24 +1,13 @@
-"""What an optimizer is: what it wraps, which parameters it steps, how one learns of its steps."""
+"""What an optimizer is: what it wraps, and which parameters it steps."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
-from types import MethodType
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from torch import nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from gradscope.errors import RecorderError
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional ones, the optimizer first, and named ones, as torch hands them to its step hooks."""
-
-Before = Callable[[Any, tuple[Any, ...], dict[str, Any]], Arguments | None]
-After = Callable[[Any, tuple[Any, ...], dict[str, Any]], None]
 
 
 def innermost(given: Any) -> list[Any]:
@@ -61,7 +50,7 @@ def stepped_by(optimizer: Any) -> set[int]:
 
 
 def _is_optimizer(given: Any) -> bool:
-    kind, attributes = type(given), _attributes(given)
+    kind, attributes = type(given), attributes_of(given)
     has_groups = "param_groups" in attributes or hasattr(kind, "param_groups")
     if isinstance(given, Optimizer) or not has_groups:
         return isinstance(given, Optimizer)
@@ -69,13 +58,14 @@ def _is_optimizer(given: Any) -> bool:
     return holds_one or callable(getattr(kind, "step", None))
 
 
-def _attributes(given: Any) -> dict[str, Any]:
+def attributes_of(given: Any) -> dict[str, Any]:
+    """What stands in the object itself."""
     return getattr(given, "__dict__", {})
 
 
-def _has_hooks(given: Any) -> bool:
+def has_hooks(given: Any) -> bool:
     """Whether torch made it an optimizer: many that wrap one have the class and nothing else."""
-    return isinstance(given, Optimizer) and "_optimizer_step_pre_hooks" in _attributes(given)
+    return isinstance(given, Optimizer) and "_optimizer_step_pre_hooks" in attributes_of(given)
 
 
 def _unwrapped(given: Any, seen: frozenset[int] = frozenset()) -> list[Any]:
@@ -83,7 +73,7 @@ def _unwrapped(given: Any, seen: frozenset[int] = frozenset()) -> list[Any]:
     held = [each for each in _held(given) if id(each) not in seen]
     if not held:
         return [given]
-    if _has_hooks(given):  # it may step by itself, and hold another for a part or a purpose
+    if has_hooks(given):  # it may step by itself, and hold another for a part or a purpose
         inside = set[int]().union(*(stepped_by(each) for each in held))
         if not stepped_by(given) <= inside:
             return [given]
@@ -92,111 +82,9 @@ def _unwrapped(given: Any, seen: frozenset[int] = frozenset()) -> list[Any]:
 
 
 def _held(given: Any) -> Iterator[Any]:
-    for value in list(_attributes(given).values()):
+    for value in list(attributes_of(given).values()):
         if isinstance(value, dict):
             value = list(value.values())  # noqa: PLW2901 - what is in it
         for each in value if isinstance(value, list | tuple) else (value,):
             if _is_optimizer(each):
                 yield each
-
-
-class StepHooks:
-    """Calls before and after each step of an optimizer, until they are removed."""
-
-    def __init__(self, optimizer: Any, before: Before, after: After) -> None:
-        self._optimizer = optimizer
-        self._before = before
-        self._after = after
-        self._handles: list[RemovableHandle] = []
-        self._own: MethodType | None = None
-        """What stands in for a step that does not call torch's hooks."""
-        self._replaced: Any = None
-        """What the optimizer itself had in its place."""
-        if _has_hooks(optimizer):
-            self._handles.append(optimizer.register_step_pre_hook(before))
-            self._handles.append(optimizer.register_step_post_hook(after))
-        self.look_again()
-
-    def look_again(self) -> None:
-        """Stay the last one before the step, also where others added hooks or replaced the step."""
-        if self._handles:
-            hooks = self._optimizer._optimizer_step_pre_hooks
-            if next(reversed(hooks)) != self._handles[0].id:
-                hooks.move_to_end(self._handles[0].id)
-        if self.misses_steps():
-            self._stand_in()
-
-    def misses_steps(self) -> bool:
-        """Whether the optimizer's step is one that was put there since, and calls no hook."""
-        own = None if self._own is None else self._own.__func__
-        step = getattr(self._optimizer.step, "__func__", self._optimizer.step)
-        while step is not None:
-            if step is own or getattr(step, "hooked", False):  # as torch marks its steps
-                return False
-            step = getattr(step, "__wrapped__", None)  # a scheduler's, which goes on to it
-        return True
-
-    def remove(self) -> None:
-        """Leave the optimizer as it was."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        if self._own is not None and _attributes(self._optimizer).get("step") is self._own:
-            if self._replaced is None:
-                del self._optimizer.step
-            else:
-                self._optimizer.step = self._replaced
-        self._own = None  # who took hold of it finds that it does nothing by itself any more
-
-    def _stand_in(self) -> None:
-        optimizer, before = self._optimizer, self._optimizer.step
-        mine = getattr(before, "__self__", None) is optimizer
-        plain = before.__func__ if mine else lambda _, *args, **kwargs: before(*args, **kwargs)
-
-        @functools.wraps(getattr(before, "__func__", before))
-        def step(this: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._own is None or this is not optimizer:  # a copy has it too
-                return plain(this, *args, **kwargs)
-            arguments: Arguments = ((this, *args), kwargs)
-            arguments = self._before(this, *arguments) or arguments
-            result = plain(*arguments[0], **arguments[1])
-            self._after(this, *arguments)
-            return result
-
-        step.__name__ = "step"  # by which a bound method is pickled
-        with suppress(AttributeError):  # an object with slots: its steps are not seen
-            replaced, own = _attributes(optimizer).get("step"), MethodType(step, optimizer)
-            optimizer.step = own
-            self._replaced, self._own = replaced, own
-
-
-def before_it_is_used(arguments: Arguments, then: Callable[[], None]) -> Arguments | None:
-    """Arguments of a step whose closure is followed by a call, each time that it is evaluated.
-
-    Optimizers change gradients in place, so that only between the closure and what follows within
-    the step there is the gradient that they consume.
-
-    Args:
-        arguments: of the step.
-        then: to be called after the closure.
-
-    Returns:
-        The arguments with another closure; None where there is none.
-    """
-
-    def followed(closure: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(closure)
-        def evaluate(*args: Any, **kwargs: Any) -> Any:
-            loss = closure(*args, **kwargs)
-            then()
-            return loss
-
-        return evaluate
-
-    given, named = arguments
-    if callable(named.get("closure")):
-        return given, {**named, "closure": followed(named["closure"])}
-    for i, each in enumerate(given[1:], 1):
-        if callable(each) and not isinstance(each, nn.Module):
-            return (*given[:i], followed(each), *given[i + 1 :]), named
-    return None

@@ -38,9 +38,9 @@ from gradscope.recording.loss_scale import LossScale
 from gradscope.recording.loss_side import LossReader
 from gradscope.recording.meters import Meters
 from gradscope.recording.notes import Notes
-from gradscope.recording.optimizers import Arguments, StepHooks, before_it_is_used
 from gradscope.recording.outputs import ForwardReader
 from gradscope.recording.parameters import ParameterReader
+from gradscope.recording.step_hooks import Arguments, StepHooks, before_it_is_used
 from gradscope.recording.strangers import Strangers
 from gradscope.trace.table import RecordedStep, Trace
 from gradscope.trace.vocabulary import STATISTICS

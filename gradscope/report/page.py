@@ -15,7 +15,7 @@ from markupsafe import Markup
 from gradscope.report import claims, embed, listing, sentences, view
 from gradscope.report.chart import Chart, Panel
 from gradscope.report.figures.common import Drawing
-from gradscope.study import labels, match, merge
+from gradscope.study import labels, match, match_cells, merge
 from gradscope.study.tables import Tables
 
 SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
@@ -116,7 +116,7 @@ def compared(tables: Tables) -> tuple[str, ...]:
         return ()
     if tables.kind == "traces":
         return match.layer_sentences(tables, (0, -1), matched)
-    return match.cell_sentences(tables, merge.STUDY_FACTOR, matched)
+    return match_cells.cell_sentences(tables, merge.STUDY_FACTOR, matched)
 
 
 def _of_section(charts: Mapping[str, Chart], keys: Sequence[str]) -> list[Chart]:

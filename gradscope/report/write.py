@@ -111,7 +111,7 @@ def charts(source: Source) -> dict[str, Chart]:
 def _prepare(source: Source) -> Drawing:
     from gradscope.report import scheme
     from gradscope.report.figures import gallery
-    from gradscope.study import effects, match, merge, tables
+    from gradscope.study import effects, match, match_cells, merge, tables
 
     gathered = merge.gather(source)
     study = gathered.study
@@ -124,5 +124,5 @@ def _prepare(source: Source) -> Drawing:
     if gathered.kind == "traces":
         read.frames["matched"] = match.matched_layers(read, (0, -1))
     elif gathered.kind == "studies":
-        read.frames["matched"] = match.matched_cells(read, gathered.factor)
+        read.frames["matched"] = match_cells.matched_cells(read, gathered.factor)
     return gallery.Drawing(read, scheme.choose(read, found), found)
