@@ -50,6 +50,15 @@ def probe(  # noqa: PLR0917 - typer passes them by name
         list[str] | None, typer.Option(help="name=value for the factory; repeat for several.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of weights, inputs and targets.")] = 0,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Draws of the weights to judge together: sick if more than half are; 3, for a "
+            "cell 1.",
+            show_default=False,
+        ),
+    ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Passes to record.")] = 1,
     remedies: Annotated[
         bool, typer.Option("--try", help="Try remedies on copies and rank them.")
@@ -87,14 +96,20 @@ def probe(  # noqa: PLR0917 - typer passes them by name
             shapes or (), batch, tokens=tokens, file=input_file, grid=grid, seed=seed, cell=chosen
         )
         models = probe_inputs.build_models(
-            specs or (), args or (), classes or found, seed, init=init, cell=chosen
+            specs or (),
+            args or (),
+            classes or found,
+            seed,
+            draws=seeds or (1 if chosen else 3),
+            init=init,
+            cell=chosen,
         )
         probed = []
-        for name, model in models.items():
+        for name, draws in models.items():
             typer.echo(f"probing {name}", err=True)
             probed.append(
-                probe_view.probe_model(
-                    name, model, inputs, targets, seed=seed, steps=steps, remedies=remedies
+                probe_view.probe_draws(
+                    name, draws, inputs, targets, seed=seed, steps=steps, remedies=remedies
                 )
             )
     if as_json:

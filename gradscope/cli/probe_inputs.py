@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,23 @@ def build_models(
     n_classes: int | None = None,
     seed: int = 0,
     *,
+    draws: int = 1,
     init: str | None = None,
     cell: Cell | None = None,
-) -> dict[str, nn.Module]:
-    """Build every network, so that a wrong name fails before any is run.
+) -> dict[str, Iterator[nn.Module]]:
+    """Build every network once, so that a wrong name fails before any is run.
 
     Args:
         specs: built-in names or ``package.module:factory``; none where a cell is given.
         args: ``name=value`` for all factories; values are YAML.
         n_classes: for factories that take it.
-        seed: of the initialisation.
+        seed: of the first draw of the weights; the others count up from it.
+        draws: how many networks of each name there are to be, each with its own weights.
         init: how the weights are drawn, as grids name it.
         cell: of a grid, whose network is built in place of one that is named.
+
+    Returns:
+        Name -> its draws, of which all but the first are built when it is their turn.
 
     Raises:
         ConfigError: an argument is not ``name=value``, or there is no such initialisation.
@@ -54,7 +59,14 @@ def build_models(
     if init is not None:
         chosen = _init(init)
         configs = {name: c.model_copy(update={"init": chosen}) for name, c in configs.items()}
-    return {name: build(c, n_classes=n_classes, seed=seed) for name, c in configs.items()}
+    first = {name: build(c, n_classes=n_classes, seed=seed) for name, c in configs.items()}
+
+    def drawn(name: str) -> Iterator[nn.Module]:
+        yield first.pop(name)
+        for other in range(seed + 1, seed + draws):
+            yield build(configs[name], n_classes=n_classes, seed=other)
+
+    return {name: drawn(name) for name in configs}
 
 
 def _init(name: str) -> InitConfig:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from gradscope.cli import probe_tables as tables
+from gradscope.diagnosis.draws import judge_draws
 from gradscope.diagnosis.flow import GradientFlow, gradient_flow
 from gradscope.diagnosis.judge import diagnose
-from gradscope.diagnosis.verdict import Diagnosis
+from gradscope.diagnosis.verdict import Diagnosis, Verdict
 from gradscope.probing.isolation import call_model, preserved
 from gradscope.probing.probe import probe
 from gradscope.probing.remedies import Remedies, try_remedies
@@ -36,6 +38,9 @@ class Probed:
     diagnosis: Diagnosis
     parameters: int
     seconds: float
+    """That the draw that is shown took."""
+    draws: Mapping[int, Verdict]
+    """Seed of each draw of the weights -> its verdict."""
     outputs: tuple[tuple[str, tuple[int, ...], float], ...] = ()
     """Of every output of the network its place, shape and rms."""
     remedies: Remedies | None = None
@@ -71,6 +76,7 @@ class Probed:
         return {
             "model": self.name,
             **self.diagnosis.to_dict(),
+            "draws": [{"seed": seed, "verdict": v.value} for seed, v in self.draws.items()],
             "parameters": self.parameters,
             "slope_decades_per_block": _number(self.flow.slope),
             "slope_interval": [_number(self.flow.slope_low), _number(self.flow.slope_high)],
@@ -85,9 +91,9 @@ class Probed:
         }
 
 
-def probe_model(
+def probe_draws(
     name: str,
-    model: nn.Module,
+    draws: Iterable[nn.Module],
     inputs: Any,
     targets: Any = None,
     *,
@@ -95,18 +101,43 @@ def probe_model(
     steps: int = 1,
     remedies: bool = False,
 ) -> Probed:
-    """Probe a network, judge it, and if asked try what would mend it."""
-    started = time.perf_counter()
-    trace = probe(model, inputs, targets, seed=seed, steps=steps)
-    seconds = time.perf_counter() - started
-    tried = None
-    if remedies:
-        tried = try_remedies(model, inputs, targets, seed=seed, steps=steps)
-    parameters = sum(p.numel() for p in model.parameters())
-    flow, diagnosis = gradient_flow(trace), diagnose(trace)
-    with preserved(model, seed), torch.no_grad():
+    """Probe each draw of a network, judge them together, and if asked try what would mend it.
+
+    Shown is the first draw that has the verdict of them all; remedies are tried on it.
+
+    Args:
+        name: of the network.
+        draws: the network with its weights drawn once or several times.
+        inputs: as for `probe`.
+        targets: as for `probe`.
+        seed: of the first draw, as for `probe`; the others count up from it.
+        steps: as for `probe`.
+        remedies: try them.
+    """
+    judged: dict[int, Diagnosis] = {}
+    first: dict[Verdict, tuple[nn.Module, Trace, int, float]] = {}
+    for at, model in enumerate(draws, start=seed):
+        started = time.perf_counter()
+        trace = probe(model, inputs, targets, seed=at, steps=steps)
+        judged[at] = diagnose(trace)
+        seconds = time.perf_counter() - started
+        first.setdefault(judged[at].verdict, (model, trace, at, seconds))
+    diagnosis = judge_draws(judged)
+    model, trace, at, seconds = first[diagnosis.verdict]
+    tried = try_remedies(model, inputs, targets, seed=at, steps=steps) if remedies else None
+    with preserved(model, at), torch.no_grad():
         outputs = tuple(_outputs(call_model(model, inputs)))
-    return Probed(name, trace, flow, diagnosis, parameters, seconds, outputs, tried)
+    return Probed(
+        name,
+        trace,
+        gradient_flow(trace),
+        diagnosis,
+        sum(p.numel() for p in model.parameters()),
+        seconds,
+        {at: each.verdict for at, each in judged.items()},
+        outputs,
+        tried,
+    )
 
 
 def _outputs(output: Any, place: str = "output") -> Iterator[tuple[str, tuple[int, ...], float]]:
@@ -157,9 +188,19 @@ def summary(probed: Sequence[Probed], width: int = 80) -> RenderableType:
         if len(each.outputs) > 1:
             parts += [Text(), tables.outputs_table(each, width)]
         parts += [Text(), tables.findings(each.diagnosis)]
+        if len(each.draws) > 1:
+            parts.append(Text(f"\n{_draws(each)}", style="dim"))
         if each.remedies is not None:
             parts.append(tables.remedies_table(each.remedies, width))
     return Group(*parts)
+
+
+def _draws(each: Probed) -> str:
+    """How many draws of the weights got which verdict, and which of them is shown."""
+    counts = Counter(each.draws.values()).most_common()
+    told = ", ".join(f"{verdict.value} {count}" for verdict, count in counts)
+    shown = each.trace.metadata["probe"]["seed"]
+    return f"{len(each.draws)} draws of the weights: {told}; shown is seed {shown}"
 
 
 def _number(value: float | None) -> float | None:

@@ -84,7 +84,7 @@ class Finding:
 
 _STYLE = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
-_PRIORITY = (
+PRIORITY = (
     Verdict.NON_FINITE,
     Verdict.DISCONNECTED,
     Verdict.DEAD,
@@ -204,7 +204,7 @@ def decide(findings: Iterable[Finding], rests_on: RestsOn) -> Diagnosis:
         The diagnosis, its findings sorted by severity and by what they speak for.
     """
     rank = {severity: i for i, severity in enumerate(reversed(Severity))}
-    speaks = {verdict: i for i, verdict in enumerate(_PRIORITY)}
+    speaks = {verdict: i for i, verdict in enumerate(PRIORITY)}
     ordered = sorted(
         findings,
         key=lambda f: (
@@ -213,5 +213,5 @@ def decide(findings: Iterable[Finding], rests_on: RestsOn) -> Diagnosis:
         ),
     )
     spoken = {finding.verdict for finding in ordered}
-    verdict = next((v for v in _PRIORITY if v in spoken), Verdict.HEALTHY)
+    verdict = next((v for v in PRIORITY if v in spoken), Verdict.HEALTHY)
     return Diagnosis(verdict, tuple(ordered), rests_on)

@@ -350,3 +350,40 @@ def test_a_cell_of_a_grid(run, tmp_path, monkeypatch):
     assert told["probe"]["seed"] == 3
     _, _, err = run("--grid", "small.yaml", "--cell", "skop")
     assert "no cell 'skop'" in err
+
+
+CHANCY = """
+import torch
+from torch import nn
+
+def chancy(share=0.62):
+    layers = [nn.Linear(64, 64) for _ in range(24)]
+    small = float(torch.rand(())) < share
+    for layer in layers:
+        nn.init.normal_(layer.weight, std=(0.3 if small else 1.0) * (2 / 64) ** 0.5)
+    return nn.Sequential(*(nn.Sequential(layer, nn.ReLU()) for layer in layers), nn.Linear(64, 4))
+"""
+
+
+def test_draws_are_judged_together(run, tmp_path, monkeypatch):
+    """The count of sick draws is the one that the coin of the factory makes, seed by seed."""
+    (tmp_path / "chancy_nets.py").write_text(CHANCY, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    ask = ("chancy_nets:chancy", "--input", "64", "--json", "--seeds", "8")
+    code, out, _ = run(*ask)
+    told = json.loads(out)
+    drawn = {each["seed"]: each["verdict"] for each in told["draws"]}
+    assert list(drawn) == list(range(8))
+    sick = sum(verdict == "vanishing" for verdict in drawn.values())
+    assert 0 < sick < 8
+    assert code == (1 if sick > 4 else 0)
+    found = next(f for f in told["findings"] if f["kind"] == "differs-by-draw")
+    assert found["evidence"]["vanishing"]["value"] == sick
+    for seed, verdict in list(drawn.items())[:3]:
+        _, out, _ = run(*ask[:-1], "1", "--seed", str(seed))
+        alone = json.loads(out)
+        assert alone["verdict"] == verdict
+        assert alone["draws"] == [{"seed": seed, "verdict": verdict}]
+    _, out, _ = run(*ask[:3], "--seeds", "8")
+    assert "8 draws of the weights:" in out
+    assert f"vanishing {sick}" in out
