@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gradscope.diagnosis.changes import Change as Change
     from gradscope.diagnosis.flow import GradientFlow as GradientFlow
     from gradscope.diagnosis.flow import gradient_flow as gradient_flow
     from gradscope.diagnosis.flow import loop_flows as loop_flows
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from gradscope.diagnosis.verdict import Verdict as Verdict
 
 _HOME = {
+    "Change": "changes",
     "Diagnosis": "verdict",
     "Evidence": "verdict",
     "Finding": "verdict",
@@ -31,6 +33,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Change",
     "Diagnosis",
     "Evidence",
     "Finding",

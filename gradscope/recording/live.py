@@ -9,45 +9,26 @@ from typing import Any
 from gradscope.errors import RecorderError, nearest
 from gradscope.recording.buffer import Row, StatisticsBuffer, fill
 from gradscope.recording.copies import Copy
-from gradscope.recording.guard import say
+from gradscope.recording.judging import Judging
+from gradscope.recording.listener import Listener
 from gradscope.recording.readable import DETAILS, Detail, Readable
 from gradscope.trace.structure import Structure
+from gradscope.trace.table import Trace
 
 Log = Callable[[dict[str, float], int], Any]
 """Called with names and values, and the step that they are of."""
 
 
-class Listener:
-    """Somebody's function; one that raises is warned about and called no more."""
-
-    def __init__(self, argument: str, function: Callable[..., Any]) -> None:
-        if not callable(function):
-            raise RecorderError(
-                f"{argument} must be a function, got {type(function).__name__}; "
-                "give one such as wandb.log"
-            )
-        self._argument = argument
-        self._function: Callable[..., Any] | None = function
-
-    def __call__(self, *args: Any) -> None:
-        """Call it, unless it raised before."""
-        if self._function is None:
-            return
-        try:
-            self._function(*args)
-        except Exception as fault:  # noqa: BLE001 - the training goes on without it
-            self._function = None
-            told = " ".join(f"{type(fault).__name__}: {fault}".split())[:200]
-            say(f"{self._argument} raised and is called no more: {told}")
-
-
 class Live:
     """Tells each recorded step when its numbers have arrived on the host."""
 
-    def __init__(self, log: Log, detail: str) -> None:
+    def __init__(
+        self, log: Log | None, detail: str, on_finding: Callable[[Any], Any] | None
+    ) -> None:
         if detail not in DETAILS:
             raise RecorderError(f"unknown detail '{detail}'; {nearest(detail, DETAILS)}")
-        self._log = Listener("log", log)
+        self._log = Listener("log", log) if log is not None else None
+        self._judging = Judging(on_finding)
         chosen: Detail = "parameters" if detail == "parameters" else "blocks"
         self._readable = Readable(chosen)
         self._waiting: deque[tuple[Row, Sequence[Copy]]] = deque()
@@ -57,13 +38,33 @@ class Live:
         self._waiting.append((row, copies))
 
     def tell(
-        self, buffer: StatisticsBuffer, structure: Structure | None, *, wait: bool = False
+        self,
+        buffer: StatisticsBuffer,
+        structure: Structure | None,
+        trace: Callable[[], Trace],
+        *,
+        last: bool = False,
     ) -> None:
-        """Tell the steps whose numbers have arrived; all of them where it may wait."""
+        """Tell the steps whose numbers have arrived; at last, all of them.
+
+        Args:
+            buffer: whose steps they are.
+            structure: of the network, as far as it is known.
+            trace: makes a trace of the steps whose numbers have arrived.
+            last: whether the training is over, so that it may wait.
+        """
+        told = False
         while self._waiting:
             row, copies = self._waiting[0]
-            if not wait and not all(copy.has_arrived() for copy in copies):
+            if not last and not all(copy.has_arrived() for copy in copies):
                 return
             self._waiting.popleft()
             fill(row, copies)
-            self._log(self._readable.of(row, buffer.columns, structure), row.step.step)
+            if self._log is not None:
+                numbers = self._readable.of(row, buffer.columns, structure)
+                if self._judging.verdict is not None:
+                    numbers["gradscope/total/verdict"] = self._judging.verdict
+                self._log(numbers, row.step.step)
+            told = True
+        if told or last:
+            self._judging.look(trace, last=last)

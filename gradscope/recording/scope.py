@@ -160,7 +160,7 @@ class Scope:
             return
         self._guard.wrap("at its end", self._look_for_unseen_steps)()
         self._leave()
-        self._guard.wrap("at its end", partial(self._tell, wait=True))()
+        self._guard.wrap("at its end", partial(self._tell, last=True))()
         self._guard.wrap("at its end", self._buffer.release)()
         self._trace = self.trace()
 
@@ -331,9 +331,14 @@ class Scope:
         self._arm()
         self._tell()
 
-    def _tell(self, *, wait: bool = False) -> None:
+    def _tell(self, *, last: bool = False) -> None:
         if self._live is not None:
-            self._live.tell(self._buffer, self._forward.structure, wait=wait)
+            self._live.tell(
+                self._buffer,
+                self._forward.structure,
+                lambda: self._build_trace(self._buffer.rows_at_hand()),
+                last=last,
+            )
 
     def _build_trace(self, rows: list[Row]) -> Trace:
         columns = self._buffer.columns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,7 @@ def watch(
     max_steps: int = 512,
     log: Log | None = None,
     detail: Detail = "blocks",
+    on_finding: Callable[[Any], Any] | None = None,
 ) -> Scope:
     """Record the gradients of a network while it trains, without touching the training loop.
 
@@ -54,6 +56,9 @@ def watch(
             waits for no device: a GPU's numbers follow a step or so later. One that raises is
             warned about and called no more.
         detail: what ``log`` is told of: ``blocks``, or ``parameters`` for every tensor.
+        on_finding: called with a `gradscope.diagnosis.Change` when a warning or an error of the
+            diagnosis appears, worsens or ends, in the thread of the loop. The run is diagnosed so
+            seldom that it takes less than one per cent of the time, and once at the end.
 
     Returns:
         A scope; use it with ``with``, or call ``close()``.
@@ -82,13 +87,15 @@ def watch(
         raise RecorderError(
             "this model is watched already; close() the first scope before a second"
         )
+    told = log is not None or on_finding is not None
+    live = Live(log, detail, on_finding) if told else None
     settings = partial(
         Scope,
         buffer=StatisticsBuffer(every, max_steps, histograms=histograms),
         activations=activations,
         norms_only=norms_only,
         scaler=scaler,
-        live=Live(log, detail) if log is not None else None,
+        live=live,
     )
     try:
         return settings(model, optimizers)
