@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from gradscope.diagnosis.verdict import Diagnosis, Verdict
-from gradscope.probing.remedies import Remedies
+from gradscope.probing.outcomes import Remedies
 from gradscope.trace.table import Prediction
 
 if TYPE_CHECKING:

@@ -20,8 +20,9 @@ from gradscope.diagnosis.flow import GradientFlow, gradient_flow
 from gradscope.diagnosis.judge import diagnose
 from gradscope.diagnosis.verdict import Diagnosis, Verdict
 from gradscope.probing.isolation import call_model, preserved
+from gradscope.probing.outcomes import Remedies
 from gradscope.probing.probe import probe
-from gradscope.probing.remedies import Remedies, try_remedies
+from gradscope.probing.remedies import try_remedies
 from gradscope.trace.table import Prediction, Trace
 
 if TYPE_CHECKING:

@@ -18,7 +18,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from gradscope.recording.guard import Guard, compiler, unobserved, unseen_by_dynamo
+from gradscope.recording.guard import Guard
+from gradscope.recording.unseen import compiler, unobserved, unseen_by_dynamo
 
 _ENTRY = "_compiled_call_impl"
 

@@ -7,25 +7,13 @@ import sys
 import warnings
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
-from types import FunctionType, TracebackType
+from types import TracebackType
 from typing import Any
 
-import torch
-from torch.utils._python_dispatch import _disable_current_modes
-
 from gradscope.errors import GradscopeWarning
-
-try:
-    from torch._C._dynamo import eval_frame
-except ImportError:  # a torch without Dynamo has no compiled code
-    eval_frame = None  # type: ignore[assignment]  # mypy knows only the module
-
-compiler: Callable[[], object] = (
-    eval_frame.get_eval_frame_callback if eval_frame is not None else lambda: None
-)
-"""What compiles the functions that are called; None outside of compiled code."""
+from gradscope.recording.unseen import unobserved, unseen_by_dynamo
 
 _LIMIT = 200
 """Most characters of a fault's own message that are passed on."""
@@ -45,29 +33,6 @@ def say(line: str) -> None:
             raise
         with suppress(OSError, ValueError, AttributeError):  # nobody may listen
             sys.stderr.write(f"gradscope: {line}\n")
-
-
-def unseen_by_dynamo(function: Callable[..., Any], *, callees: bool) -> None:
-    """Keep `torch.compile` from looking into a function that runs between compiled parts.
-
-    Args:
-        function: written in Python.
-        callees: whether what it calls is left alone too; else that is compiled as ever.
-    """
-    if eval_frame is not None and isinstance(function, FunctionType):
-        action = eval_frame._FrameAction
-        recursive = action.SKIP if callees else action.DEFAULT
-        strategy = eval_frame._FrameExecStrategy(action.SKIP, recursive)
-        eval_frame.set_code_exec_strategy(function.__code__, strategy)
-
-
-def unobserved(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function so that the modes of a user, which see every operation, do not see ours."""
-    functions = torch._C._len_torch_function_stack()
-    if not functions and not torch._C._len_torch_dispatch_stack():
-        return function(*args)
-    with torch._C.DisableTorchFunction() if functions else nullcontext(), _disable_current_modes():
-        return function(*args)
 
 
 class Guard:

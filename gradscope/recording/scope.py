@@ -30,6 +30,7 @@ from gradscope.recording.blind_spots import (
 )
 from gradscope.recording.buffer import Row, StatisticsBuffer, finish, histograms
 from gradscope.recording.calls import ModuleCalls
+from gradscope.recording.closures import Arguments, before_it_is_used
 from gradscope.recording.groups import Groups
 from gradscope.recording.guard import Guard, say
 from gradscope.recording.live import Live
@@ -40,7 +41,7 @@ from gradscope.recording.meters import Meters
 from gradscope.recording.notes import Notes
 from gradscope.recording.outputs import ForwardReader
 from gradscope.recording.parameters import ParameterReader
-from gradscope.recording.step_hooks import Arguments, StepHooks, before_it_is_used
+from gradscope.recording.step_hooks import StepHooks
 from gradscope.recording.strangers import Strangers
 from gradscope.trace.table import RecordedStep, Trace
 from gradscope.trace.vocabulary import STATISTICS

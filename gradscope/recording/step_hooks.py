@@ -8,14 +8,10 @@ from contextlib import suppress
 from types import MethodType
 from typing import Any
 
-from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from gradscope.recording.closures import Arguments
 from gradscope.recording.optimizers import attributes_of, has_hooks
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""Positional ones, the optimizer first, and named ones, as torch hands them to its step hooks."""
-
 
 Before = Callable[[Any, tuple[Any, ...], dict[str, Any]], Arguments | None]
 
@@ -91,35 +87,3 @@ class StepHooks:
             replaced, own = attributes_of(optimizer).get("step"), MethodType(step, optimizer)
             optimizer.step = own
             self._replaced, self._own = replaced, own
-
-
-def before_it_is_used(arguments: Arguments, then: Callable[[], None]) -> Arguments | None:
-    """Arguments of a step whose closure is followed by a call, each time that it is evaluated.
-
-    Optimizers change gradients in place, so that only between the closure and what follows within
-    the step there is the gradient that they consume.
-
-    Args:
-        arguments: of the step.
-        then: to be called after the closure.
-
-    Returns:
-        The arguments with another closure; None where there is none.
-    """
-
-    def followed(closure: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(closure)
-        def evaluate(*args: Any, **kwargs: Any) -> Any:
-            loss = closure(*args, **kwargs)
-            then()
-            return loss
-
-        return evaluate
-
-    given, named = arguments
-    if callable(named.get("closure")):
-        return given, {**named, "closure": followed(named["closure"])}
-    for i, each in enumerate(given[1:], 1):
-        if callable(each) and not isinstance(each, nn.Module):
-            return (*given[:i], followed(each), *given[i + 1 :]), named
-    return None

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradscope.study import labels, objectives
+from gradscope.study.intervals import interval
 from gradscope.study.reading import Reading, first_bad_step
 from gradscope.study.results import CellResult, Epoch
 
@@ -66,27 +67,6 @@ def outcome(reading: Reading) -> dict[str, Any]:
         "error": result.error or reading.trace_error,
         **objectives.outcomes(result),
     }
-
-
-def share_interval(hits: float, of: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share (Wilson 1927); NaN where nothing was counted.
-
-    Args:
-        hits: how many.
-        of: of how many.
-    """
-    from statsmodels.stats.proportion import proportion_confint
-
-    if not of > 0:
-        return math.nan, math.nan
-    low, high = proportion_confint(hits, of, alpha=0.05, method="wilson")
-    return float(low), float(high)
-
-
-def interval(epoch: Epoch) -> tuple[float, float]:
-    """The 95 % interval of a validation accuracy over the draw of the images; NaN if uncounted."""
-    n = sum(map(sum, epoch.confusion))
-    return share_interval(epoch.val_accuracy * n, n)
 
 
 def chance(epoch: Epoch) -> tuple[float, float]:

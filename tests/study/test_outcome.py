@@ -5,7 +5,8 @@ import math
 import pytest
 
 from gradscope.study import tables
-from gradscope.study.outcome import NOT_LEARNING, basis, chance, share_interval, standing
+from gradscope.study.intervals import share_interval
+from gradscope.study.outcome import NOT_LEARNING, basis, chance, standing
 from gradscope.study.reading import Reading, body
 from gradscope.study.results import CellResult, History
 

@@ -22,7 +22,7 @@ from gradscope.report.figures.common import (
 from gradscope.report.figures.heat import SHARE, row_heat
 from gradscope.study import labels
 from gradscope.study.columns import class_names
-from gradscope.study.outcome import interval
+from gradscope.study.intervals import interval
 from gradscope.study.reading import Reading
 from gradscope.study.results import Epoch
 from gradscope.study.tables import Variant
