@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -18,11 +19,12 @@ from gradscope.data import load
 from gradscope.engines.local import Local
 from gradscope.engines.placement import Resources, cores, described, devices, slots
 from gradscope.engines.ray import Ray, import_ray
+from gradscope.engines.slurm import Slurm, import_submitit
 from gradscope.engines.task import Engine, Event
 from gradscope.errors import ConfigError, nearest
 from gradscope.study.results import Study
 
-ENGINES = ("local", "ray")
+ENGINES = ("local", "ray", "slurm")
 
 _LOOK_EVERY_S = 1.0
 """How often it is looked whether another run on the same folder has finished a cell."""
@@ -80,8 +82,9 @@ def run_grid(
     Args:
         grid: the study.
         runs_dir: the folder of this study; made when missing.
-        engine: ``local``, ``ray``, or an engine of one's own.
-        jobs: processes at a time; None: one per core, no more than the grid has cells.
+        engine: ``local``, ``ray``, ``slurm``, or an engine of one's own.
+        jobs: cells at a time; None: on one machine one per GPU, or per core where there is none;
+            on a cluster as many as there is room for.
         observe: told what happens.
         cache_dir: of the images; None: the default.
         trust: keep stored cells whose code or data have changed since.
@@ -96,23 +99,26 @@ def run_grid(
     Example:
         >>> study = run_grid(Grid.load("ablations/hw5.yaml"), "runs/hw5")  # doctest: +SKIP
     """
-    needs = Resources(**grid.resources.model_dump())
-    runner = make_engine(engine, usual_jobs(grid) if jobs is None else jobs, needs)
+    runner = make_engine(engine, grid, jobs, Path(runs_dir).absolute())
     observe = observe or Silent()
     data = prepare_data(grid.cells(), observe, cache_dir)
     store = Store(Path(runs_dir).absolute())
     with store.locked():
         store.prepare(grid)
         plan = make_plan(grid, store, data=data, trust=trust)
-        if isinstance(runner, Local) and (told := described(needs, runner.places, devices())):
+        if isinstance(runner, Local) and (
+            told := described(runner.needs, runner.places, devices())
+        ):
             plan = replace(plan, notes=(*plan.notes, told))
     observe.planned(plan)
-    work = CellWork(store, cache_dir, grid.objectives, grid.stop)
     todo = plan.todo
-    while todo:
-        supervisor = Supervisor(store, plan, observe)
-        runner.run(todo, work, supervisor.happened)
-        todo = _left_by_others(store, [c for c in todo if c.id in supervisor.elsewhere])
+    # Jobs of SLURM outlive this run, and with it the mark; their folder is shared all the same.
+    with store.marked() if isinstance(runner, Ray) else nullcontext("") as mark:
+        work = CellWork(store, cache_dir, grid.objectives, grid.stop, mark)
+        while todo:
+            supervisor = Supervisor(store, plan, observe)
+            runner.run(todo, work, supervisor.happened)
+            todo = _left_by_others(store, [c for c in todo if c.id in supervisor.elsewhere])
     return Store.load(runs_dir)
 
 
@@ -139,22 +145,32 @@ def usual_jobs(grid: Grid) -> int:
     return len(slots(needs, jobs, gpus))
 
 
-def make_engine(engine: Engine | str, jobs: int, needs: Resources | None = None) -> Engine:
+def make_engine(engine: Engine | str, grid: Grid, jobs: int | None, folder: Path) -> Engine:
     """The engine of that name.
 
+    Args:
+        engine: its name, or an engine of one's own.
+        grid: says what its cells need.
+        jobs: cells at a time; None: as many as there is room for.
+        folder: of the study.
+
     Raises:
-        ConfigError: there is none, what it needs is not installed, or no task fits on it.
+        ConfigError: there is none, what it needs is not installed, or no cell fits on it.
     """
     if not isinstance(engine, str):
         return engine
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs: {jobs}; give at least one process")
+    needs = Resources(**grid.resources.model_dump())
     if engine == "local":
-        local = Local(jobs, needs or Resources())
+        local = Local(jobs or usual_jobs(grid), needs)
         return replace(local, jobs=len(local.places))
     if engine == "ray":
         import_ray()
-        return Ray(jobs)
+        return Ray(jobs, needs)
+    if engine == "slurm":
+        import_submitit()
+        return Slurm(folder / ".slurm", jobs, needs)
     raise ConfigError(f"unknown engine '{engine}'; {nearest(engine, ENGINES)}")
 
 

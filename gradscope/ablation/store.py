@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -92,6 +92,44 @@ class Store:
         _write_json(temporary, described)
         temporary.replace(path)
 
+    @contextmanager
+    def marked(self) -> Iterator[str]:
+        """For a while, a file that tells this folder from one at the same path on another machine.
+
+        Yields:
+            Its name, for `has`.
+        """
+        path = self.root / f".mark-{uuid.uuid4().hex}"
+        path.touch()
+        try:
+            yield path.name
+        finally:
+            path.unlink(missing_ok=True)
+
+    def has(self, mark: str) -> bool:
+        """Whether the folder that was marked, on whatever machine, is the one that lies here."""
+        return (self.root / mark).is_file()
+
+    def pack(self, cell: str) -> dict[str, bytes]:
+        """The files of a stored cell: their paths below its folder, and what they hold."""
+        folder = self.root / cell
+        files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+        return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+    def unpack(self, cell: str, files: Mapping[str, bytes]) -> None:
+        """Store a cell from its files, whole or not at all.
+
+        Args:
+            cell: its id.
+            files: as `pack` gave them, on whatever machine.
+        """
+        with self._replacing(cell) as temporary:
+            for name, content in files.items():
+                path = temporary / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content)
+                _flush(path)
+
     def refuse_others(self, name: str) -> None:
         """Refuse a folder that holds another study.
 
@@ -139,10 +177,7 @@ class Store:
         Raises:
             OSError: it cannot be written.
         """
-        mark = f"{result.id}-{uuid.uuid4().hex[:8]}"
-        temporary, old = self.root / f".tmp-{mark}", self.root / f".old-{mark}"
-        temporary.mkdir(parents=True)
-        try:
+        with self._replacing(result.id) as temporary:
             fields = dataclasses.asdict(result)
             del fields["trace_path"]
             _write_json(temporary / "config.json", fields.pop("config"))
@@ -153,7 +188,16 @@ class Store:
                 _flush(trace.save(temporary / "trace.parquet"))
             if files is not None and files.is_dir():
                 os.replace(files, temporary / "files")  # noqa: PTH105 - Path.replace, of folders
-            folder = self.root / result.id
+
+    @contextmanager
+    def _replacing(self, cell: str) -> Iterator[Path]:
+        """A folder that takes the place of a cell's when all went well."""
+        mark = f"{cell}-{uuid.uuid4().hex[:8]}"
+        temporary, old = self.root / f".tmp-{mark}", self.root / f".old-{mark}"
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            folder = self.root / cell
             if folder.exists():
                 os.replace(folder, old)  # noqa: PTH105 - Path.replace, said of folders
             os.replace(temporary, folder)  # noqa: PTH105

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -31,6 +33,14 @@ _LEAST_FREE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
+class Packed:
+    """A result from a machine that does not share the folder, with its files."""
+
+    result: CellResult
+    files: dict[str, bytes]
+
+
+@dataclass(frozen=True)
 class CellWork:
     """Trains a cell and stores what came of it, in whatever process an engine runs it."""
 
@@ -38,8 +48,10 @@ class CellWork:
     cache_dir: Path | None = None
     objectives: Mapping[str, str] = field(default_factory=dict)
     stop: StopConfig | None = None
+    mark: str = ""
+    """Of the store; where another folder lies at its path, results travel back; empty: never."""
 
-    def __call__(self, cell: Cell, tell: Callable[[Progress], None]) -> CellResult:
+    def __call__(self, cell: Cell, tell: Callable[[Progress], None]) -> CellResult | Packed:
         """Train and store; what raises is stored as ``failed``.
 
         Returns:
@@ -49,6 +61,15 @@ class CellWork:
         Raises:
             MachineError: the disk is full.
         """
+        if not self.mark or self.store.has(self.mark):
+            return self.train_and_store(cell, tell)
+        with tempfile.TemporaryDirectory(prefix="gradscope-") as folder:
+            here = replace(self, store=Store(Path(folder)), mark="")
+            result = here.train_and_store(cell, tell)
+            return Packed(result, here.store.pack(cell.id))
+
+    def train_and_store(self, cell: Cell, tell: Callable[[Progress], None]) -> CellResult:
+        """As when called, on a machine that has the folder."""
         with claimed(self.store.root, cell.id) as mine:
             if not mine:
                 return result_of(cell, "running")
@@ -157,6 +178,10 @@ class Supervisor:
             raise MachineError(str(event.value))
         if event.kind == "lost":
             event = Event(event.task, "finished", self._result_of_lost(event))
+        if isinstance(event.value, Packed):
+            with self._written():
+                self.store.unpack(event.task, event.value.files)
+            event = Event(event.task, "finished", event.value.result)
         if event.kind == "finished" and event.value.status == "running":
             self.elsewhere.add(event.task)
         self.observe.happened(event)
@@ -170,8 +195,14 @@ class Supervisor:
             return stored
         told = {"error": str(event.value), "traceback": event.traceback}
         result = result_of(cell, "failed", **told)
-        try:
+        with self._written():
             self.store.save(result, None)
+        return result
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             full = no_space(error)
             if full is not None:
@@ -180,4 +211,3 @@ class Supervisor:
                 f"{self.store.root}: cannot be written ({error.strerror or error}); mend that, "
                 "then run the same again"
             ) from error
-        return result

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 class _EngineName(StrEnum):
     local = "local"
     ray = "ray"
+    slurm = "slurm"
 
 
 def run_grid(  # noqa: PLR0917 - typer passes them by name
@@ -103,10 +104,12 @@ def _checked(
     from gradscope.ablation.store import Store
     from gradscope.cli.arguments import writable
     from gradscope.data.config import check
-    from gradscope.engines.ray import check_installed
+    from gradscope.engines import ray, slurm
 
     if engine is _EngineName.ray:
-        check_installed()
+        ray.check_installed()
+    if engine is _EngineName.slurm:
+        slurm.check_installed()
     page = writable(_report_path(out, grid.name))
     folder = runs or Path("runs") / grid.name
     Store(folder).refuse_others(grid.name)

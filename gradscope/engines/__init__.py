@@ -3,6 +3,7 @@
 from gradscope.engines.local import Local
 from gradscope.engines.placement import Resources, cores
 from gradscope.engines.ray import Ray, import_ray
+from gradscope.engines.slurm import Slurm
 from gradscope.engines.task import Engine, Event, InProcess, Observe, Task, Work
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Observe",
     "Ray",
     "Resources",
+    "Slurm",
     "Task",
     "Work",
     "cores",

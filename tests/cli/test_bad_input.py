@@ -252,7 +252,9 @@ ARGUMENTS = {
     "an unknown command": Bad("'run-gird'", "run-grid", "run-gird grid.yaml"),
     "one argument too many": Bad("more.yaml", "unexpected", "run-grid grid.yaml more.yaml"),
     "no processes": Bad("'--jobs'", "equal to 1", "run-grid grid.yaml --jobs 0"),
-    "an unknown engine": Bad("'--engine'", "'local', 'ray'", "run-grid grid.yaml --engine slurm"),
+    "an unknown engine": Bad(
+        "'--engine'", "'local', 'ray', 'slurm'", "run-grid grid.yaml --engine lsf"
+    ),
     "an override without a value": Bad(
         "--set train.epochs:", "key.path=value", "run-grid grid.yaml --set train.epochs"
     ),

@@ -188,31 +188,3 @@ def test_without_ray_the_extra_is_named(work):
     """One line with what to install."""
     with pytest.raises(ConfigError, match=r"Ray is not installed; .*gradscope-torch\[ray\]"):
         Ray().run([work.Job("t")], work.work, print)
-
-
-@pytest.mark.slow
-@pytest.mark.xdist_group("processes")
-@pytest.mark.filterwarnings("default")
-def test_a_ray_cluster_does_the_same(work):
-    """Done, raised and killed tasks end as they do here; threads are those that were asked for."""
-    ray = pytest.importorskip("ray")
-    tasks = [
-        work.Job("a", number=3),
-        work.Job("bad", "raise"),
-        work.Job("killed", "kill"),
-        work.Job("w", "where"),
-    ]
-    try:
-        ended = ends(run(Ray(options={"num_cpus": 2, "include_dashboard": False}), tasks, work))
-    finally:
-        ray.shutdown()
-    assert {name: event.kind for name, event in ended.items()} == {
-        "a": "finished",
-        "bad": "lost",
-        "killed": "lost",
-        "w": "finished",
-    }
-    assert ended["a"].value == 9
-    assert ended["bad"].value == "ValueError: no such luck: bad"
-    assert "died" in ended["killed"].value
-    assert ended["w"].value[1:] == ("1", 1)
