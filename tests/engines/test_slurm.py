@@ -2,9 +2,15 @@
 
 import importlib
 import json
+import os
 import shutil
+import socket
 import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
+import psutil
 import pytest
 
 from gradscope.ablation import run_grid
@@ -23,12 +29,80 @@ def work(tiny, monkeypatch):
     return importlib.import_module("tiny_work")
 
 
-def has_slurm():
-    """Whether a cluster answers."""
-    if shutil.which("sinfo") is None:
-        return False
-    told = subprocess.run(["sinfo", "-h"], capture_output=True, text=True, check=False)
-    return told.returncode == 0 and "idle" in told.stdout
+SLURM = ("munged", "slurmctld", "slurmd", "sinfo", "sbatch")
+
+CONF = """
+ClusterName=test
+SlurmctldHost={host}
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.socket
+CredType=cred/munge
+SlurmUser=root
+SlurmdUser=root
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU
+MpiDefault=none
+ReturnToService=2
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=1000 State=UNKNOWN
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+def free_ports(n):
+    """Ports that nobody listens on."""
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
+    ports = [each.getsockname()[1] for each in held]
+    for each in held:
+        each.close()
+    return ports
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """SLURM on this machine, of one node with two processors, without accounting."""
+    missing = [name for name in SLURM if shutil.which(name) is None]
+    if missing or os.geteuid() != 0:
+        pytest.skip(f"needs {', '.join(missing) or 'root'}: slurm-wlm and munge of Debian, as root")
+    with tempfile.TemporaryDirectory(prefix="slurm-") as name:  # short: a socket's path is limited
+        folder = Path(name)
+        folder.chmod(0o755)
+        (folder / "state").mkdir()
+        (folder / "spool").mkdir()
+        (folder / "key").write_bytes(os.urandom(128))
+        (folder / "key").chmod(0o600)
+        conf = CONF.format(folder=folder, host=socket.gethostname(), ports=free_ports(2))
+        (folder / "slurm.conf").write_text(conf)
+        monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+        files = {"socket": "munge.socket", "key-file": "key", "log-file": "munge.log"}
+        files |= {"pid-file": "munged.pid", "seed-file": "seed"}
+        munge = [f"--{option}={folder / file}" for option, file in files.items()]
+        try:
+            for command in (["munged", "--force", *munge], ["slurmctld", "-c"], ["slurmd", "-c"]):
+                subprocess.run(command, check=True, timeout=30, stdout=subprocess.DEVNULL)
+            subprocess.run(["srun", "--immediate=60", "true"], check=True, timeout=90)
+            yield
+        finally:
+            for daemon in ("slurmd", "slurmctld", "munged"):
+                with suppress(OSError, ValueError):
+                    stop(int((folder / f"{daemon}.pid").read_text()))
+
+
+def stop(pid):
+    """End a daemon and wait for its end."""
+    process = psutil.Process(pid)
+    process.terminate()
+    process.wait(30)
 
 
 def test_what_is_asked_of_the_scheduler(tmp_path):
@@ -76,38 +150,49 @@ def test_a_scheduler_that_takes_no_job_is_one_line(work, tmp_path, monkeypatch):
         Slurm(tmp_path / "jobs").run([work.Job("t")], work.work, print)
 
 
+class Hand:
+    """Acts on jobs while a study runs, and closes it."""
+
+    def __init__(self, folder, blows, closing=None):
+        self.folder, self.blows, self.closing = folder, iter(blows), closing
+        self.seen, self.ended = {}, []
+
+    def preparing(self, *_):
+        """Nothing."""
+
+    def planned(self, plan):
+        """Nothing."""
+
+    def happened(self, event):
+        """Strike a job that starts; stop after so many ends."""
+        jobs = json.loads((self.folder / "jobs.json").read_text())
+        self.seen = {**jobs, **self.seen}
+        if event.kind == "started" and event.task in jobs and (blow := next(self.blows, None)):
+            subprocess.run([*blow, jobs[event.task]], check=True)
+        if event.kind == "finished":
+            self.ended.append(event.value.status)
+            if len(self.ended) == self.closing:
+                raise KeyboardInterrupt
+
+
 @pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 @pytest.mark.filterwarnings("default")
-@pytest.mark.skipif(not has_slurm(), reason="no SLURM cluster answers here")
-def test_an_array_of_cells_on_a_cluster(work, tiny):
-    """Twelve cells as an array; one job is cancelled, one is killed; run again, all are done."""
-    grid = tiny.grid(matrix={"lr": [1e-2, 1e-3], "width": [2, 4], "pause": [0.0, 4.0, 8.0]})
-    begun = []
-
-    class Hand:
-        """Cancels the third job that runs, and kills the fourth."""
-
-        def preparing(self, *_):
-            """Nothing."""
-
-        def planned(self, plan):
-            """Nothing."""
-
-        def happened(self, event):
-            """Act on the start of a job."""
-            if event.kind != "started":
-                return
-            begun.append(event.task)
-            jobs = json.loads((tiny.folder / "runs" / ".slurm" / "jobs.json").read_text())
-            if len(begun) == 3 and event.task in jobs:
-                subprocess.run(["scancel", jobs[event.task]], check=True)
-            if len(begun) == 4 and event.task in jobs:
-                subprocess.run(["scancel", "-s", "KILL", jobs[event.task]], check=True)
-
-    first = run_grid(grid, "runs", engine="slurm", observe=Hand())
-    assert {r.status for r in first.results} <= {"done", "failed"}
-    again = run_grid(grid, "runs", engine="slurm")
-    assert [r.status for r in again.results] == ["done"] * 12
+@pytest.mark.usefixtures("cluster", "work")
+def test_an_array_of_cells_on_a_cluster(tiny):
+    """Twelve cells; jobs cancelled, killed and queued again, the command closed: all are done."""
+    grid = tiny.grid(matrix={"lr": [1e-2, 1e-3], "width": [2, 4], "pause": [0.0, 0.5, 1.0]})
+    folder = tiny.folder / "runs" / ".slurm"
+    first = Hand(folder, [["scancel"], ["scancel", "-s", "KILL"]], closing=5)
+    with pytest.raises(KeyboardInterrupt):
+        run_grid(grid, "runs", engine="slurm", observe=first)
+    assert "failed" in first.ended
+    left = json.loads((folder / "jobs.json").read_text())
+    second = Hand(folder, [["scontrol", "requeue"]])
+    study = run_grid(grid, "runs", engine="slurm", observe=second)
+    kept = [task for task, job in left.items() if second.seen.get(task) == job]
+    assert kept, "none was taken up again"
+    assert [r.status for r in study.results] == ["done"] * 12
     local = run_grid(grid, "local", engine=Local(1, Resources(cpus=1)))
-    for mine, theirs in zip(local.results, again.results, strict=True):
+    for mine, theirs in zip(local.results, study.results, strict=True):
         assert mine.history.step_loss == theirs.history.step_loss
