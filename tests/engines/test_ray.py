@@ -1,17 +1,23 @@
 """Ray on this machine, and a cluster of two nodes of which one dies."""
 
 import importlib
+import os
 import threading
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
+import gradscope
 from gradscope.ablation import run_grid
 from gradscope.ablation.store import Store
 from gradscope.engines.local import Local
 from gradscope.engines.placement import Resources
 from gradscope.engines.ray import Ray
 from gradscope.errors import ConfigError
+
+ROOT = Path(gradscope.__file__).parents[1]
+"""Other processes run the very package that is tested."""
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,7 +31,7 @@ ray = pytest.importorskip("ray", reason="pip install 'gradscope-torch[ray]'")
 @pytest.fixture
 def started(tiny, monkeypatch):
     """Ray with two processors, a claimed GPU and the current folder on the import path."""
-    monkeypatch.setenv("PYTHONPATH", str(tiny.folder), prepend=":")
+    monkeypatch.setenv("PYTHONPATH", f"{tiny.folder}{os.pathsep}{ROOT}")
     ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield importlib.import_module("tiny_work")
     ray.shutdown()
@@ -92,7 +98,7 @@ def test_a_node_that_dies_costs_its_cells_one_more_try(tiny, monkeypatch):
     """Two nodes, 24 cells, one node killed in the middle: the table that the local engine gives."""
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("PYTHONPATH", str(tiny.folder), prepend=":")
+    monkeypatch.setenv("PYTHONPATH", f"{tiny.folder}{os.pathsep}{ROOT}")
     grid = tiny.grid(
         matrix={"lr": [1e-2, 1e-3], "width": [2, 4], "pause": [0.0, 0.3]}, seeds=[0, 1, 2]
     )

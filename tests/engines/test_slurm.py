@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import gradscope
 from gradscope.ablation import run_grid
 from gradscope.engines.local import Local
 from gradscope.engines.placement import Resources
@@ -25,9 +26,12 @@ pytest.importorskip("submitit", reason="pip install 'gradscope-torch[slurm]'")
 @pytest.fixture
 def work(tiny, monkeypatch):
     """The module of tasks, which jobs find on their import path."""
-    monkeypatch.setenv("PYTHONPATH", str(tiny.folder), prepend=":")
+    monkeypatch.setenv("PYTHONPATH", f"{tiny.folder}{os.pathsep}{ROOT}")
     return importlib.import_module("tiny_work")
 
+
+ROOT = Path(gradscope.__file__).parents[1]
+"""Other processes run the very package that is tested."""
 
 SLURM = ("munged", "slurmctld", "slurmd", "sinfo", "sbatch")
 
