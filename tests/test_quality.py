@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +53,16 @@ def test_a_stray_module_breaks_the_layers(tmp_path):
     )
     assert found.returncode != 0
     assert "utils" in found.stdout
+
+
+def test_modules_are_small():
+    """Half of the modules have at most 120 lines, and no file of Python or C more than 400."""
+    lines = {
+        str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines())
+        for suffix in ("py", "c", "h")
+        for path in (ROOT / "gradscope").rglob(f"*.{suffix}")
+    }
+    modules = {name: n for name, n in lines.items() if name.endswith(".py")}
+    assert len(modules) > 100
+    assert {name: n for name, n in lines.items() if n > 400} == {}
+    assert statistics.median(modules.values()) <= 120

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from gradscope.data.config import DataConfig
-from gradscope.data.decode import to_square, to_tensor
+from gradscope.data.decode import to_square
+from gradscope.data.samples import class_names_of, label_of, pixels_of, targets_of
 from gradscope.data.source import (
     SPLITS,
     Item,
@@ -73,8 +73,8 @@ class OwnDataset:
             digest.update(Path(path).read_bytes())
         for split, dataset in self._datasets.items():
             length = len(dataset)
-            targets = _targets(dataset)
-            digest.update(repr((split, length, targets, _class_names(dataset))).encode())
+            targets = targets_of(dataset)
+            digest.update(repr((split, length, targets, class_names_of(dataset))).encode())
             with _repeatable():
                 for i in range(0, length, max(1, length // _PROBES)):
                     try:
@@ -97,7 +97,7 @@ class OwnDataset:
             failed: dict[tuple[str, str], UnreadableError] = {}
             labels = {split: self._labels(split, failed, progress) for split in self._datasets}
             highest = max((max(each.values(), default=-1) for each in labels.values()), default=-1)
-            names = next(filter(None, map(_class_names, self._datasets.values())), None)
+            names = next(filter(None, map(class_names_of, self._datasets.values())), None)
             names = names or tuple(str(i) for i in range(highest + 1))
             if highest >= len(names):
                 raise DataError(
@@ -152,7 +152,7 @@ class OwnDataset:
     ) -> dict[int, int]:
         """Index -> label; samples that cannot be read pass for the first class until counted."""
         dataset = self._datasets[split]
-        targets = _targets(dataset)
+        targets = targets_of(dataset)
         if targets is not None:
             return dict(enumerate(targets))
         labels = {}
@@ -177,52 +177,7 @@ class OwnDataset:
             raise DataError(
                 f"{where} is a {type(sample).__name__}; a sample is (image, class index)"
             )
-        return to_square(_pixels(sample[0], where), self.config.size), _label(sample[1], where)
-
-
-def _pixels(image: Any, where: str) -> Tensor:
-    from PIL import Image
-
-    if isinstance(image, Image.Image):
-        return to_tensor(image, rgb=False)
-    if not isinstance(image, Tensor) or image.dim() != 3 or image.shape[0] not in {1, 3}:
-        what = f"{tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-        raise DataError(
-            f"{where}: the image is {what}; return a Pillow image or a tensor "
-            "(channels, height, width) with 1 or 3 channels"
-        )
-    if image.dtype == torch.uint8:
-        return image
-    if not image.is_floating_point() or image.min() < 0 or image.max() > 1:
-        raise DataError(
-            f"{where}: pixels of {str(image.dtype).removeprefix('torch.')} in "
-            f"{image.min():g}..{image.max():g}; return uint8, or floats in 0..1 (not normalised, "
-            "training scales them to -1..1)"
-        )
-    return image.float().mul(255).round().to(torch.uint8)
-
-
-def _label(label: Any, where: str) -> int:
-    number = label.item() if isinstance(label, Tensor) and label.numel() == 1 else label
-    if hasattr(number, "__index__") and int(number) >= 0:
-        return int(number)
-    raise DataError(f"{where}: label {label!r}; return the index of the class, counted from 0")
-
-
-def _targets(dataset: Any) -> list[int] | None:
-    targets = getattr(dataset, "targets", None)
-    if isinstance(targets, Tensor):
-        targets = targets.tolist()
-    if not isinstance(targets, Sequence) or len(targets) != len(dataset):
-        return None
-    return [_label(label, f"targets[{i}]") for i, label in enumerate(targets)]
-
-
-def _class_names(dataset: Any) -> tuple[str, ...] | None:
-    names = getattr(dataset, "classes", None)
-    if isinstance(names, (list, tuple)) and names:
-        return tuple(map(str, names))
-    return None
+        return to_square(pixels_of(sample[0], where), self.config.size), label_of(sample[1], where)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal
 
-from gradscope.recording.buffer import PLACE, Row, finish
+from gradscope.recording.buffer import PLACE, Row
+from gradscope.recording.finishing import finish
 from gradscope.trace.structure import Structure
 from gradscope.trace.table import RecordedTensor
 from gradscope.trace.vocabulary import place_of

@@ -28,9 +28,10 @@ from gradscope.recording.blind_spots import (
     can_be_called,
     is_compiled,
 )
-from gradscope.recording.buffer import Row, StatisticsBuffer, finish, histograms
+from gradscope.recording.buffer import Row, StatisticsBuffer
 from gradscope.recording.calls import ModuleCalls
 from gradscope.recording.closures import Arguments, before_it_is_used
+from gradscope.recording.finishing import finish, histograms
 from gradscope.recording.groups import Groups
 from gradscope.recording.guard import Guard, say
 from gradscope.recording.live import Live

@@ -17,18 +17,13 @@ from torch import Tensor
 
 from gradscope.errors import TraceError, nearest
 from gradscope.trace.structure import (
-    Block,
-    LossSide,
-    ModuleInfo,
-    ParameterGroup,
-    Softmax,
     Structure,
-    Summary,
 )
 from gradscope.trace.vocabulary import KINDS, STATISTICS, Kind, place_of
 
 if TYPE_CHECKING:
     import pandas as pd
+from gradscope.trace.header import structure_of
 
 SCHEMA_VERSION = 2
 """2 added what the optimizer holds, the side of the loss, three statistics and what was logged."""
@@ -331,7 +326,7 @@ def _from_table(cls: type[Trace], table: pd.DataFrame, header: dict[str, Any]) -
         steps=steps,
         values=values,
         present=present,
-        structure=_structure(header["structure"]),
+        structure=structure_of(header["structure"]),
         predictions=tuple(Prediction(**p) for p in header["predictions"]),
         histograms=histograms,
         logged={
@@ -349,36 +344,3 @@ def _identity(tensor: RecordedTensor) -> tuple[str, str, str, int, int]:
 def _identities(table: pd.DataFrame) -> Iterator[tuple[str, str, str, int, int]]:
     columns = (table[name] for name in ("kind", "module", "parameter", "call", "output"))
     yield from zip(*columns, strict=True)
-
-
-def _structure(raw: dict[str, Any]) -> Structure:
-    """The structure from JSON types; an older file lacks the newer keys."""
-    known = {**raw, "loss": _loss_side(raw.get("loss"))}
-    for name, kind in _PARTS.items():
-        known[name] = tuple(_part(kind, each) for each in raw.get(name, ()))
-    for name in ("unused", "frozen", "aside", "unread", "handed_on", "strangers", "moved"):
-        known[name] = tuple(raw.get(name, ()))
-    return Structure(**known)
-
-
-_PARTS: dict[str, type[ModuleInfo | Block | ParameterGroup | Summary]] = {
-    "modules": ModuleInfo,
-    "blocks": Block,
-    "groups": ParameterGroup,
-    "inputs": Summary,
-}
-
-
-def _loss_side(raw: dict[str, Any] | None) -> LossSide | None:
-    if raw is None:
-        return None
-    side: LossSide = _part(LossSide, raw)
-    return dataclasses.replace(side, targets=tuple(_part(Summary, t) for t in raw["targets"]))
-
-
-def _part(kind: type[Any], raw: dict[str, Any]) -> Any:
-    """A frozen record from JSON types, where tuples became lists."""
-    known: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()}
-    if isinstance(known.get("softmax"), dict):
-        known["softmax"] = _part(Softmax, known["softmax"])
-    return kind(**known)
