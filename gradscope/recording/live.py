@@ -6,12 +6,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gradscope.errors import RecorderError, nearest
 from gradscope.recording.buffer import Row, StatisticsBuffer, fill
 from gradscope.recording.copies import Copy
 from gradscope.recording.judging import Judging
 from gradscope.recording.listener import Listener
-from gradscope.recording.readable import DETAILS, Detail, Readable
+from gradscope.recording.readable import Detail, Readable
 from gradscope.trace.structure import Structure
 from gradscope.trace.table import Trace
 
@@ -23,14 +22,11 @@ class Live:
     """Tells each recorded step when its numbers have arrived on the host."""
 
     def __init__(
-        self, log: Log | None, detail: str, on_finding: Callable[[Any], Any] | None
+        self, log: Log | None, detail: Detail, on_finding: Callable[[Any], Any] | None
     ) -> None:
-        if detail not in DETAILS:
-            raise RecorderError(f"unknown detail '{detail}'; {nearest(detail, DETAILS)}")
         self._log = Listener("log", log) if log is not None else None
         self._judging = Judging(on_finding)
-        chosen: Detail = "parameters" if detail == "parameters" else "blocks"
-        self._readable = Readable(chosen)
+        self._readable = Readable(detail)
         self._waiting: deque[tuple[Row, Sequence[Copy]]] = deque()
 
     def add(self, row: Row, copies: Sequence[Copy]) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradscope.errors import GradscopeError, RecorderError
+from gradscope.errors import GradscopeError, RecorderError, nearest
 from gradscope.recording.buffer import StatisticsBuffer
 from gradscope.recording.live import Live, Log
 from gradscope.recording.optimizers import innermost
-from gradscope.recording.readable import Detail
+from gradscope.recording.readable import DETAILS, Detail
 from gradscope.recording.scope import Scope, is_watched
 
 DEFAULT_EVERY = 50
@@ -82,6 +82,8 @@ def watch(
         raise RecorderError(
             f"every={every} must be at least 1 and max_steps={max_steps} at least 32"
         )
+    if detail not in DETAILS:
+        raise RecorderError(f"unknown detail '{detail}'; {nearest(detail, DETAILS)}")
     optimizers = innermost(optimizer)
     if is_watched(model):
         raise RecorderError(

@@ -168,7 +168,7 @@ def test_a_sink_that_raises_is_warned_about_once_and_left_out():
 
 @pytest.mark.parametrize(
     ("options", "line"),
-    [({"log": "wandb"}, "log must be a function"), ({"log": print, "detail": "block"}, "blocks")],
+    [({"log": "wandb"}, "log must be a function"), ({"detail": "block"}, "did you mean 'blocks'")],
 )
 def test_what_makes_no_sense_is_refused_at_the_beginning(options, line):
     """In one line."""
