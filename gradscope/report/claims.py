@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 
 from gradscope.study import labels
-from gradscope.study.effects import METRICS, Effect, Metric, metrics_in
+from gradscope.study.effect import Effect
+from gradscope.study.metrics import METRICS, Metric, metrics_in
 from gradscope.study.outcome import NOT_LEARNING
 from gradscope.study.power import seeds_needed
 from gradscope.study.tables import Tables

@@ -19,7 +19,7 @@ from markupsafe import Markup
 
 from gradscope.report.chart import DASHES, PALETTE, PALETTE_DARK, SYMBOLS, Chart
 from gradscope.report.scheme import Scheme
-from gradscope.study.effects import METRICS
+from gradscope.study.metrics import METRICS
 from gradscope.study.tables import Tables
 
 EMBED_LIMIT = 3_000_000

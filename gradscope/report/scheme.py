@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gradscope.report.chart import DASHES, PALETTE, SYMBOLS, Key
-from gradscope.study.effects import Effect
+from gradscope.study.effect import Effect
 from gradscope.study.tables import Factor, Tables, Variant
 
 MOST_PANELS = 16

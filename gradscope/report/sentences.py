@@ -10,7 +10,7 @@ import numpy as np
 
 from gradscope.report.claims import effect_sentences, explained, strongest
 from gradscope.study import labels
-from gradscope.study.effects import Effect
+from gradscope.study.effect import Effect
 from gradscope.study.objectives import PREFIX
 from gradscope.study.outcome import NOT_LEARNING
 from gradscope.study.tables import Tables

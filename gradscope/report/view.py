@@ -12,7 +12,8 @@ import pandas as pd
 
 from gradscope.study import labels
 from gradscope.study.columns import class_names
-from gradscope.study.effects import Effect, Metric, metrics_in
+from gradscope.study.effect import Effect
+from gradscope.study.metrics import Metric, metrics_in
 from gradscope.study.tables import Tables
 
 

@@ -111,7 +111,7 @@ def charts(source: Source) -> dict[str, Chart]:
 def _prepare(source: Source) -> Drawing:
     from gradscope.report import scheme
     from gradscope.report.figures import gallery
-    from gradscope.study import effects, match, match_cells, merge, tables
+    from gradscope.study import effect, effects, match, match_cells, merge, tables
 
     gathered = merge.gather(source)
     study = gathered.study
@@ -120,7 +120,7 @@ def _prepare(source: Source) -> Drawing:
     read = tables.read(study, gathered.traces, gathered.kind)
     found = () if gathered.kind == "traces" else effects.effects(read)
     if found:
-        read.frames["effects"] = effects.to_frame(found)
+        read.frames["effects"] = effect.to_frame(found)
     if gathered.kind == "traces":
         read.frames["matched"] = match.matched_layers(read, (0, -1))
     elif gathered.kind == "studies":

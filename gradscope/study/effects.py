@@ -19,96 +19,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
-from scipy import stats
 
-from gradscope.study.objectives import PREFIX, is_compared_by_decades
+from gradscope.study.effect import Effect
+from gradscope.study.estimates import Floats, estimate, holm
+from gradscope.study.metrics import Metric, metrics_of
 from gradscope.study.tables import Factor, Tables
 
-CONFIDENCE = 0.95
-
-Floats = NDArray[np.float64]
 Levels = tuple[int, ...]
 Outcomes = Mapping[Levels, Mapping[int, float]]
 """Levels of a variant -> seed -> outcome."""
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One outcome that the factors are compared on."""
-
-    key: str
-    title: str
-    unit: str
-    of: Callable[[Mapping[str, Any]], float]
-    """From a row of the table of cells."""
-    good: int
-    """+1 where more is better, -1 where less is, 0 where neither."""
-
-
-METRICS = (
-    Metric("drift", "Gradient decay or growth", "decades per block", lambda c: abs(c["slope"]), -1),
-    Metric("slope", "Gradient slope, signed", "decades per block", lambda c: c["slope"], 0),
-    Metric("loss", "Final training loss, log10", "decades", lambda c: c["log10_loss"], -1),
-    Metric("accuracy", "Validation accuracy", "points", lambda c: 100 * c["val_accuracy"], +1),
-)
-
-
-@dataclass(frozen=True)
-class Effect:
-    """One comparison on one metric, in the metric's unit."""
-
-    metric: str
-    factor: str
-    level: str
-    reference: str
-    """The level it is compared with: the first in the grid."""
-    by: str = ""
-    """The second factor, for an interaction."""
-    by_level: str = ""
-    by_reference: str = ""
-    estimate: float = math.nan
-    low: float = math.nan
-    """Lower end of the 95 % interval over seeds; NaN with one seed."""
-    high: float = math.nan
-    p: float = math.nan
-    """Two-sided, that the effect is zero."""
-    p_holm: float = math.nan
-    """Corrected for all comparisons on this metric (Holm 1979)."""
-    n_pairs: int = 0
-    """Comparisons that differ in nothing else."""
-    n_seeds: int = 0
-    """The smallest number of seeds in one of them."""
-    smallest: float = math.nan
-    """The smallest of the differences over the other factors' levels."""
-    largest: float = math.nan
-    level_mean: float = math.nan
-    """Mean outcome at the level over the pairs; NaN for an interaction."""
-    reference_mean: float = math.nan
-    error: float = math.nan
-    """Standard error of the estimate over seeds."""
-    freedom: float = math.nan
-    """Its degrees of freedom."""
-    carried_by: str = ""
-    """The variant without which the estimate turns its sign or loses half its size."""
-    without: float = math.nan
-    """The estimate without it."""
-
-    @property
-    def is_main(self) -> bool:
-        """Whether it is a main effect rather than an interaction."""
-        return not self.by
-
-    @property
-    def is_certain(self) -> bool:
-        """Whether it differs from zero after the correction, at 5 %."""
-        return self.p_holm < 1 - CONFIDENCE
 
 
 def effects(tables: Tables) -> tuple[Effect, ...]:
@@ -131,48 +55,6 @@ def effects(tables: Tables) -> tuple[Effect, ...]:
         ]
         found += _corrected(named)
     return tuple(found)
-
-
-def metrics_of(tables: Tables) -> tuple[Metric, ...]:
-    """What a study is compared on: the gradients, and its objectives, or loss and accuracy."""
-    wanted = tables.study.objectives
-    if not wanted:
-        return METRICS
-    rows = tables.cell_rows
-    found = [m for m in METRICS if m.key in ("drift", "slope")]
-    for name, good in wanted.items():
-        column = PREFIX + name
-        decades = is_compared_by_decades(column, good, rows)
-        found.append(_objective(column, decades=decades, good=1 if good == "max" else -1))
-    return tuple(found)
-
-
-def metrics_in(found: Iterable[Effect]) -> tuple[Metric, ...]:
-    """The metrics of some effects, in the order in which they come."""
-    known = {m.key: m for m in METRICS}
-    keys = dict.fromkeys(effect.metric for effect in found)
-    return tuple(known.get(key) or _objective(key, decades=key.endswith(_LOG)) for key in keys)
-
-
-_LOG = ", log10"
-
-
-def _objective(column: str, *, decades: bool, good: int = 0) -> Metric:
-    column = column.removesuffix(_LOG)
-    title = column.removeprefix(PREFIX)
-
-    def of(row: Mapping[str, Any]) -> float:
-        value = float(row.get(column, math.nan))
-        return math.log10(value) if decades and value > 0 else value
-
-    if decades:
-        return Metric(column + _LOG, title + _LOG, "decades", of, good)
-    return Metric(column, title, "", of, good)
-
-
-def to_frame(found: Iterable[Effect]) -> pd.DataFrame:
-    """The effects as a table, one row each."""
-    return pd.DataFrame([vars(e) for e in found], columns=list(Effect.__dataclass_fields__))
 
 
 def _outcomes(tables: Tables, rows: Sequence[dict[str, Any]], metric: Metric) -> Outcomes:
@@ -301,43 +183,6 @@ def _carrier(
     return {"carried_by": labels[variant], "without": float(rest[odd])}
 
 
-def estimate(pairs: Sequence[Floats]) -> dict[str, Any]:
-    """Mean of the pairs' differences, with its interval over seeds.
-
-    Args:
-        pairs: for each pair the differences, one per seed, at least one.
-
-    Returns:
-        The numeric fields of an `Effect`; interval and p are NaN unless some pair has two seeds. A
-        pair with one seed takes the mean variance of the others.
-    """
-    means = np.array([pair.mean() for pair in pairs])
-    found: dict[str, Any] = {
-        "estimate": float(means.mean()),
-        "n_pairs": len(pairs),
-        "n_seeds": min(len(pair) for pair in pairs),
-        "smallest": float(means.min()),
-        "largest": float(means.max()),
-    }
-    repeated = [pair for pair in pairs if len(pair) > 1]
-    if not repeated:
-        return found
-    pooled = float(np.mean([pair.var(ddof=1) for pair in repeated]))
-    variances = [(pair.var(ddof=1) if len(pair) > 1 else pooled) / len(pair) for pair in pairs]
-    variance = float(np.sum(variances)) / len(pairs) ** 2
-    of_repeated = [(pair.var(ddof=1) / len(pair), len(pair) - 1) for pair in repeated]
-    scatter = sum(v**2 / df for v, df in of_repeated)
-    if variance == 0 or scatter == 0:  # the seeds agree to the last bit: nothing to test against
-        return found
-    freedom = sum(v for v, _ in of_repeated) ** 2 / scatter
-    error = math.sqrt(variance)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
-    found["error"], found["freedom"] = error, freedom
-    found["low"], found["high"] = found["estimate"] - half, found["estimate"] + half
-    found["p"] = float(2 * stats.t.sf(abs(found["estimate"]) / error, freedom))
-    return found
-
-
 def _corrected(found: list[Effect]) -> list[Effect]:
     """The same effects with p corrected by Holm's method over all of them that have one."""
     tested = [i for i, e in enumerate(found) if math.isfinite(e.p)]
@@ -345,17 +190,3 @@ def _corrected(found: list[Effect]) -> list[Effect]:
     for i, p in zip(tested, corrected, strict=True):
         found[i] = replace(found[i], p_holm=p)
     return found
-
-
-def holm(p: Sequence[float]) -> list[float]:
-    """p-values corrected for their number, step by step (Holm 1979).
-
-    The k-th smallest counts as many times as are left, and no less than the one before. Here, since
-    that of statsmodels collects garbage over the whole process at each call.
-    """
-    corrected = [0.0] * len(p)
-    least = 0.0
-    for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
-        least = max(least, min(1.0, (len(p) - rank) * p[i]))
-        corrected[i] = least
-    return corrected

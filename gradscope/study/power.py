@@ -6,7 +6,7 @@ import math
 
 from scipy import stats
 
-from gradscope.study.effects import CONFIDENCE, Effect
+from gradscope.study.effect import CONFIDENCE, Effect
 
 POWER = 0.8
 """Share of studies that shall tell an effect of the estimated size from zero."""

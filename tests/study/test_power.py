@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
-from gradscope.study.effects import Effect, estimate
+from gradscope.study.effect import Effect
+from gradscope.study.estimates import estimate
 from gradscope.study.power import seeds_needed
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradscope.report.scheme import Scheme
-from gradscope.study.effects import Effect
+from gradscope.study.effect import Effect
 from gradscope.study.reading import Reading
 from gradscope.study.tables import Tables, Variant
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from gradscope.report.chart import PALETTE, Chart, Panel
 from gradscope.report.figures.common import Drawing, margins, plain
 from gradscope.study import labels
-from gradscope.study.effects import Effect, metrics_in
+from gradscope.study.effect import Effect
+from gradscope.study.metrics import metrics_in
 
 
 def main_effects(drawing: Drawing) -> Chart | None:
