@@ -143,7 +143,9 @@ def _too_large(
     case: Case, columns: list[int], highest: float, middle: float, evidence: dict[str, Evidence]
 ) -> Iterator[Finding]:
     rattles = "loss" in evidence and middle >= limits.UPDATE_RATTLES
-    large = highest >= limits.UPDATE_TOO_LARGE or _jump(case, columns) >= 1
+    # An update as large as the weight at most doubles it.
+    doubled = _growth(case, columns) >= math.log10(1 + limits.UPDATE_TOO_LARGE)
+    large = highest >= limits.UPDATE_TOO_LARGE or doubled
     if not large and not rattles and middle < limits.UPDATE_LARGE:
         return
     yield Finding(
@@ -224,8 +226,13 @@ def _is_stuck(case: Case) -> float | None:
     return share if fall < 2 * error and share < limits.FLAT_LOSS else None
 
 
-def _jump(case: Case, columns: list[int]) -> float:
-    """Decades by which the typical weight norm grew during the recorded steps."""
+def _growth(case: Case, columns: list[int]) -> float:
+    """Most decades per step by which the typical weight norm grew between recorded steps.
+
+    It tells of steps in between that were not recorded. Growth over a whole run tells nothing of
+    its steps: weights that start small grow by a decade while they learn.
+    """
+    steps = torch.tensor([step.step for step in case.trace.steps])
     norms = table(case, "weight_norm", columns).double().log10()
-    growth = (norms - norms[:1]).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).median(dim=1).values
-    return growth.max().item() if len(growth) else 0.0
+    grown = norms.diff(dim=0).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).median(dim=1).values
+    return (grown / steps.diff()).max().item() if len(grown) else 0.0

@@ -165,3 +165,29 @@ def test_what_a_loss_scale_took_out_is_no_clipping():
     diagnosis, findings = judged([1e-4] * 8, rates=[0.1] * 8, clip=2.0**-16)
     assert diagnosis.is_healthy
     assert findings == {}
+
+
+def grown(norms, at=None):
+    """The diagnosis of six layers with small updates and weights of these norms at some steps."""
+    net = Net(6, steps=len(norms))
+    for i in range(6):
+        net.put("weight", f"l{i}", "weight", update_ratio=0.01, weight_norm=torch.tensor(norms))
+    net.steps = [RecordedStep(i) for i in at or range(len(norms))]
+    return net.diagnose()
+
+
+def test_weights_that_start_small_may_grow():
+    """Hundredfold over 200 steps, by 2.3 % each: no step is as large as the weights."""
+    diagnosis, findings = grown([1.0233**i for i in range(0, 200, 5)], at=range(0, 200, 5))
+    assert diagnosis.is_healthy, str(diagnosis)
+    assert findings == {}
+
+
+@pytest.mark.parametrize("gap", [1, 5])
+def test_weights_that_double_at_each_unrecorded_step_blew_up(gap):
+    """An update as large as the weight doubles it: 2 to the power of the steps in between."""
+    for factor, verdict in ((2.1, "exploding"), (1.5, "healthy")):
+        norms = [1.0, 1.0, float(factor**gap), float(factor**gap)]
+        diagnosis, findings = grown(norms, at=[0, gap, 2 * gap, 3 * gap])
+        assert diagnosis.verdict == verdict, str(diagnosis)
+        assert ("updates-too-large" in findings) == (verdict == "exploding")
