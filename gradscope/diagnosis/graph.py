@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gradscope.diagnosis import limits
 from gradscope.diagnosis.case import Case, listed
-from gradscope.diagnosis.loss import operations, output_name, output_shape
+from gradscope.diagnosis.loss_side import operations, output_name, output_shape
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 from gradscope.layers import WEIGHTED, is_norm, names
 from gradscope.trace.structure import ModuleInfo, Softmax

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gradscope.diagnosis import limits
 from gradscope.diagnosis.case import Case
-from gradscope.diagnosis.loss import chance, losses, operations, output_name
+from gradscope.diagnosis.loss_side import chance, losses, operations, output_name
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 from gradscope.layers import WEIGHTED, is_norm, names
 from gradscope.trace.structure import ModuleInfo, Summary

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from gradscope.diagnosis import limits
 from gradscope.diagnosis.case import Case
+from gradscope.diagnosis.loss_side import chance, losses, operations, output_name
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 from gradscope.trace.structure import Summary
-from gradscope.trace.vocabulary import PASSIVE
 
 _RANGE = {
     "Sigmoid": (0.0, 1.0),
@@ -28,7 +28,6 @@ _RANGE = {
 _FREE = {"Addmm", "Mm", "Convolution", "Linear", "NativeLayerNorm"}
 """Operations whose output is bounded on no side: logits."""
 
-_CROSS_ENTROPY = ("LogSoftmax", "NllLoss"), ("LogSoftmax", "NllLoss2D")
 _WITH_LOGITS = "BinaryCrossEntropyWithLogits"
 _COMPARES = {"MseLoss", "SmoothL1Loss", "HuberLoss", "L1Loss", "Abs"}
 
@@ -41,50 +40,6 @@ class _Misfit(NamedTuple):
     message: str
     remedy: str
     verdict: Verdict | None
-
-
-def operations(case: Case) -> tuple[str, ...]:
-    """What made the output of the network and what the loss did with it, as ``LogSoftmax``.
-
-    Empty where the loss was not seen, or was computed from several outputs: then what follows what
-    is not known.
-    """
-    side = case.structure.loss
-    if side is None or side.outputs != 1:
-        return ()
-    return tuple(n.partition("Backward")[0] for n in side.operations if n not in PASSIVE)
-
-
-def output_name(case: Case) -> str:
-    """The module that made the output of the network."""
-    return case.modules[""].output or "(root)" if "" in case.modules else "(root)"
-
-
-def chance(case: Case) -> float:
-    """The loss of a prediction that is the same for all examples; NaN where it is not known."""
-    side = case.structure.loss
-    if side is None:
-        return math.nan
-    if math.isfinite(side.constant):
-        return side.constant
-    shape = output_shape(case)
-    if operations(case)[-2:] == _CROSS_ENTROPY[0] and len(shape) > 1:
-        return math.log(shape[-1])
-    if operations(case)[-2:] == _CROSS_ENTROPY[1] and len(shape) > 2:
-        return math.log(shape[1])
-    return math.nan
-
-
-def output_shape(case: Case) -> tuple[int, ...]:
-    """Shape of the output of the network; empty where unknown."""
-    name = output_name(case)
-    shapes = [t.shape for _, t in case.columns("activation") if t.module == name]
-    return shapes[-1] if shapes else ()
-
-
-def losses(case: Case) -> list[float]:
-    """The finite values of the loss over the recorded steps."""
-    return [s.loss for s in case.trace.steps if s.loss is not None and math.isfinite(s.loss)]
 
 
 def loss_fit(case: Case) -> Iterator[Finding]:

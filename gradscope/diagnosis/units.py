@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gradscope.diagnosis import advice, limits
 from gradscope.diagnosis.case import Case, listed
-from gradscope.diagnosis.loss import chance, losses, output_name
+from gradscope.diagnosis.loss_side import chance, losses, output_name
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 from gradscope.trace.table import RecordedTensor
 

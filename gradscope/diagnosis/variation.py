@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradscope.diagnosis import limits
 from gradscope.diagnosis.case import Case, listed
-from gradscope.diagnosis.loss import output_name
+from gradscope.diagnosis.loss_side import output_name
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 from gradscope.layers import WEIGHTED, names
 from gradscope.trace.table import RecordedTensor

@@ -9,15 +9,9 @@ import torch
 from networks import chain
 from scipy import stats
 
-from gradscope.testing.comparison import (
-    FACTOR,
-    FALSE_ALARM,
-    FLOOR,
-    POWER,
-    compare,
-    tolerance,
-)
+from gradscope.testing.comparison import compare
 from gradscope.testing.measure import measure
+from gradscope.testing.moves import FACTOR, FALSE_ALARM, FLOOR, POWER, tolerance
 from gradscope.testing.profile import Layer, Profile
 
 

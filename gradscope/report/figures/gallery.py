@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gradscope.report.chart import Chart
-from gradscope.report.figures import classes, comparisons, flow, layers, training
+from gradscope.report.figures import (
+    classes,
+    comparisons,
+    flow,
+    histogram,
+    layers,
+    steps,
+    training,
+)
 from gradscope.report.figures.common import Drawing
 
 __all__ = ["Drawing", "all_charts"]
@@ -17,12 +25,12 @@ MAKERS: tuple[Callable[[Drawing], Chart | tuple[Chart, ...] | None], ...] = (
     flow.layer_heat,
     flow.first_to_last,
     layers.by_layer,
-    layers.by_step,
-    layers.histograms,
+    steps.by_step,
+    histogram.histograms,
     comparisons.main_effects,
     comparisons.interactions,
     training.loss_by_step,
-    layers.logged,
+    steps.logged,
     classes.accuracy,
     training.by_epoch,
     classes.class_accuracy,

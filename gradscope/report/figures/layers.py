@@ -1,23 +1,14 @@
-"""Figures of what was measured layer by layer, and over the steps, beside the gradient flow."""
+"""Figures of what was measured layer by layer beside the gradient flow."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
-from typing import Any
-
-import numpy as np
 
 from gradscope.report.chart import Chart
-from gradscope.report.figures.common import Drawing, cell_title, short_names, titled
-from gradscope.report.figures.heat import Scale, layer_panel
+from gradscope.report.figures.common import Drawing
 from gradscope.report.figures.lines import LineChart, Series, line_chart
 from gradscope.study.reading import Reading
-
-MOST_HISTOGRAMS = 64
-"""Cells whose histograms are drawn; each takes as much room as a heat map."""
 
 
 def _layer_line(
@@ -97,59 +88,6 @@ LAYERS: tuple[tuple[str, str, LineChart], ...] = (
 """Table, column, and how it is drawn against the layers."""
 
 
-def _step_line(key: str, title: str, caption: str, y_title: str, **changed: Any) -> LineChart:
-    """A line against the recorded steps."""
-    hover = "%{fullData.name}<br>step %{x}: %{y:.3g}<extra></extra>"
-    return LineChart(key, title, caption, "course", y_title, hover, **changed)
-
-
-COURSE: tuple[tuple[str, LineChart], ...] = (
-    (
-        "grad_norm",
-        _step_line(
-            "grad-norm",
-            "Norm of the whole gradient",
-            "L2 norm over all parameters at each recorded step, as the optimizer saw it.",
-            "gradient norm",
-            log=True,
-        ),
-    ),
-    (
-        "update_ratio",
-        _step_line(
-            "update-steps",
-            "Update over weight, step by step",
-            "Median over the layers of how much a step changes the weights, as a share of their "
-            "norm.",
-            "update / weight",
-            log=True,
-            reference=1e-3,
-        ),
-    ),
-    (
-        "clipped_to",
-        _step_line(
-            "clipping",
-            "What clipping left of the gradient",
-            "Norm of the gradient after clipping over that before: 1 where nothing was clipped.",
-            "share",
-            reference=1.0,
-        ),
-    ),
-    (
-        "loss_scale",
-        _step_line(
-            "loss-scale",
-            "Loss scale",
-            "The factor by which the GradScaler had multiplied the loss.",
-            "factor",
-            log=True,
-        ),
-    ),
-)
-"""Column of the table ``course``, and how it is drawn against the steps."""
-
-
 _ACTIVATIONS = _layer_line(
     "activations",
     "Size of the outputs",
@@ -204,105 +142,3 @@ def _over_layers(table: str, column: str, reading: Reading) -> Series | None:
         [name for name, _, _ in known],
         [f"{name} ({kind})" if kind else name for name, _, kind in known],
     )
-
-
-def by_step(drawing: Drawing) -> tuple[Chart, ...]:
-    """Norm of the gradient, updates, clipping and loss scale, against the recorded steps."""
-    charts = (line_chart(drawing, spec, partial(_over_steps, column)) for column, spec in COURSE)
-    return tuple(chart for chart in charts if chart is not None)
-
-
-def _over_steps(column: str, reading: Reading) -> Series | None:
-    """One column against the steps; a constant one says nothing where it is the neutral factor."""
-    course = reading.measured.get("course", {})
-    values = course.get(column, ())
-    known = [v for v in values if math.isfinite(v)]
-    neutral = column in ("clipped_to", "loss_scale") and all(abs(v - 1) < 1e-3 for v in known)
-    if len(known) < 2 or neutral:
-        return None
-    return Series(course["step"], values)
-
-
-def logged(drawing: Drawing) -> tuple[Chart, ...]:
-    """What the user logged and the learning rates, one chart for each name."""
-    names = dict.fromkeys(
-        name
-        for r in drawing.tables.readings
-        for name in r.measured.get("logged", {}).get("name", ())
-    )
-    charts = []
-    for i, name in enumerate(names):
-        values = [v for r in drawing.tables.readings for v in _of_name(r, name)[1]]
-        known = [v for v in values if math.isfinite(v)]
-        rate = name.startswith("lr/")
-        if rate and len(set(known)) < 2:
-            continue  # a constant rate is a setting, not a curve
-        title = f"Learning rate of parameter group {name[3:]}" if rate else f"Logged: {name}"
-        spec = _step_line(
-            f"logged-{i}",
-            title,
-            "As the optimizer held it at each recorded step." if rate else "As it was logged.",
-            name,
-            log=bool(known) and min(known) > 0 and max(known) > 20 * float(np.median(known)),
-        )
-        spec = replace(spec, table="logged")
-        chart = line_chart(drawing, spec, partial(_logged_series, name))
-        if chart is not None:
-            charts.append(chart)
-    return tuple(charts)
-
-
-def _of_name(reading: Reading, name: str) -> tuple[list[int], list[float]]:
-    told = reading.measured.get("logged", {})
-    rows = [i for i, n in enumerate(told.get("name", ())) if n == name]
-    return [told["step"][i] for i in rows], [told["value"][i] for i in rows]
-
-
-def _logged_series(name: str, reading: Reading) -> Series | None:
-    steps, values = _of_name(reading, name)
-    return Series(steps, values) if any(map(math.isfinite, values)) else None
-
-
-def histograms(drawing: Drawing) -> Chart | None:
-    """Histogram of log2|gradient| of each layer's weights, one panel per cell."""
-    told = [(v, r) for v, r in drawing.cells() if r.measured.get("histogram")]
-    if not told:
-        return None
-    scale = Scale("sequential", 0.0, 0.3, ("0 %", "30 % of the layer's weights"))
-    panels = [
-        layer_panel(
-            cell_title(drawing, variant, reading),
-            variant,
-            shares,
-            bins,
-            names=(names, short_names(names)),
-            scale=scale,
-            hover="%{text}<br>|g| from 2^%{x}: %{z:.1%}<extra></extra>",
-            x_axis={**titled("log2 |gradient|"), "nticks": 6},
-        )
-        for variant, reading in told[:MOST_HISTOGRAMS]
-        for names, bins, shares in [_shares(reading.measured["histogram"])]
-    ]
-    notes = (f"The first {MOST_HISTOGRAMS} of {len(told)} cells.",)
-    return Chart(
-        key="histogram",
-        title="Histograms of the gradients",
-        caption=(
-            "How the sizes of the gradients of each layer's weights are spread, over all recorded "
-            "steps, in bins of a factor of two; zeros are left out."
-        ),
-        panels=tuple(panels),
-        table="histogram",
-        notes=notes if len(told) > MOST_HISTOGRAMS else (),
-        wide=len(panels) == 1,
-        options={"scale": scale.option},
-    )
-
-
-def _shares(told: dict[str, Sequence[Any]]) -> tuple[list[str], Any, Any]:
-    """Layers, lower ends of the bins, and the share of each layer's counts in each bin."""
-    names = list(dict.fromkeys(told["layer"]))
-    bins = np.unique(np.asarray(told["log2"], dtype=np.float32))
-    counts = np.asarray(told["count"], dtype=float).reshape(len(names), len(bins))
-    totals = counts.sum(axis=1, keepdims=True)
-    return names, bins, np.where(counts > 0, counts / totals.clip(1), np.nan)

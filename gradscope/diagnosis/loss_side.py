@@ -1,0 +1,54 @@
+"""The side of the loss: its value, what made the output, what chance gives."""
+
+from __future__ import annotations
+
+import math
+
+from gradscope.diagnosis.case import Case
+from gradscope.trace.vocabulary import PASSIVE
+
+CROSS_ENTROPY = ("LogSoftmax", "NllLoss"), ("LogSoftmax", "NllLoss2D")
+
+
+def operations(case: Case) -> tuple[str, ...]:
+    """What made the output of the network and what the loss did with it, as ``LogSoftmax``.
+
+    Empty where the loss was not seen, or was computed from several outputs: then what follows what
+    is not known.
+    """
+    side = case.structure.loss
+    if side is None or side.outputs != 1:
+        return ()
+    return tuple(n.partition("Backward")[0] for n in side.operations if n not in PASSIVE)
+
+
+def output_name(case: Case) -> str:
+    """The module that made the output of the network."""
+    return case.modules[""].output or "(root)" if "" in case.modules else "(root)"
+
+
+def chance(case: Case) -> float:
+    """The loss of a prediction that is the same for all examples; NaN where it is not known."""
+    side = case.structure.loss
+    if side is None:
+        return math.nan
+    if math.isfinite(side.constant):
+        return side.constant
+    shape = output_shape(case)
+    if operations(case)[-2:] == CROSS_ENTROPY[0] and len(shape) > 1:
+        return math.log(shape[-1])
+    if operations(case)[-2:] == CROSS_ENTROPY[1] and len(shape) > 2:
+        return math.log(shape[1])
+    return math.nan
+
+
+def output_shape(case: Case) -> tuple[int, ...]:
+    """Shape of the output of the network; empty where unknown."""
+    name = output_name(case)
+    shapes = [t.shape for _, t in case.columns("activation") if t.module == name]
+    return shapes[-1] if shapes else ()
+
+
+def losses(case: Case) -> list[float]:
+    """The finite values of the loss over the recorded steps."""
+    return [s.loss for s in case.trace.steps if s.loss is not None and math.isfinite(s.loss)]
