@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from gradscope.errors import RecorderError
+from gradscope.recording import watched
 from gradscope.recording.assemble import complete, git_revision, ordered
 from gradscope.recording.blind_spots import (
     COMPILED,
@@ -46,8 +47,6 @@ from gradscope.recording.step_hooks import StepHooks
 from gradscope.recording.strangers import Strangers
 from gradscope.trace.table import RecordedStep, Trace
 from gradscope.trace.vocabulary import STATISTICS
-
-_WATCHED: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Scope]] = weakref.WeakKeyDictionary()
 
 
 class Scope:
@@ -105,7 +104,7 @@ class Scope:
         before = self._guard.wrap("before the optimizer's step", self._before_step)
         after = self._guard.wrap("after the optimizer's step", self._after_step)
         self._steps = [StepHooks(each, before, after) for each in optimizers]
-        _WATCHED[_unwrapped(model)] = weakref.ref(self)
+        watched.note(model, self)
         # A scope that is forgotten leaves the modules to themselves.
         weakref.finalize(self, ModuleCalls.detach, self._forward.calls).atexit = False
         self._guard.wrap("at its beginning", self._arm)()
@@ -192,7 +191,7 @@ class Scope:
         for each in self._steps:
             each.remove()
         self._parameters.leave()
-        _WATCHED.pop(_unwrapped(self._model), None)
+        watched.forget(self._model)
 
     def _stand_aside(self, fault: str) -> None:
         """After a fault, for good."""
@@ -373,15 +372,3 @@ class Scope:
                 "blind_spots": [*self.blind_spots, *self._forward.truncated_notes()],
             },
         )
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The module inside `torch.compile`'s wrapper."""
-    inner = getattr(model, "_orig_mod", None)
-    return inner if isinstance(inner, nn.Module) else model
-
-
-def is_watched(model: nn.Module) -> bool:
-    """Whether a scope that is not closed records it, or what `torch.compile` wrapped it in."""
-    scope = _WATCHED.get(_unwrapped(model))
-    return scope is not None and scope() is not None

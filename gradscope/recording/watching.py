@@ -14,7 +14,8 @@ from gradscope.recording.buffer import StatisticsBuffer
 from gradscope.recording.live import Live, Log
 from gradscope.recording.optimizers import innermost
 from gradscope.recording.readable import DETAILS, Detail
-from gradscope.recording.scope import Scope, is_watched
+from gradscope.recording.scope import Scope
+from gradscope.recording.watched import is_watched
 
 DEFAULT_EVERY = 50
 """A recorded step costs up to a tenth more on a CPU at a small batch; one in fifty is no matter."""
