@@ -19,11 +19,13 @@ for module in (gradscope, kernels.compiled):
     assert Path(module.__file__).is_relative_to(sys.argv[1]), module.__file__
 trace = gradscope.probe(torch.nn.Linear(3, 2), torch.ones(4, 3), torch.zeros(4, dtype=torch.long))
 gradscope.write_report(trace, sys.argv[2])
+from gradscope.diagnosis.explain import explain
+assert explain("vanishing").limits
 """
 
 
 def test_a_wheel_has_all_that_it_needs(tmp_path):
-    """The wheel, unpacked elsewhere, records with its compiled kernels and writes a report."""
+    """The wheel, unpacked elsewhere, records with its compiled kernels, writes a report and explains."""
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path)]
     # A copy, so that what an earlier build left beside the sources cannot help.
     source = tmp_path / "source"
