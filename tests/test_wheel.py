@@ -25,7 +25,7 @@ assert explain("vanishing").limits
 
 
 def test_a_wheel_has_all_that_it_needs(tmp_path):
-    """The wheel, unpacked elsewhere, records with its compiled kernels, writes a report and explains."""
+    """The wheel, unpacked elsewhere, records by its kernels, writes a report, explains."""
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path)]
     # A copy, so that what an earlier build left beside the sources cannot help.
     source = tmp_path / "source"
