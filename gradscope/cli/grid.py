@@ -38,7 +38,9 @@ def run_grid(  # noqa: PLR0917 - typer passes them by name
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes; one per core if left out.", show_default=False),
+        typer.Option(
+            min=1, help="Cells at a time; as many as fit if left out.", show_default=False
+        ),
     ] = None,
     engine: Annotated[_EngineName, typer.Option(help="Where cells run.")] = _EngineName.local,
     settings: Annotated[
