@@ -25,7 +25,7 @@ def run_grid(  # noqa: PLR0917 - typer passes them by name
     out: Annotated[
         Path | None,
         typer.Option(
-            help="The report, or a folder for it; reports/NAME.html if left out.",
+            help="The report, or a folder for it; runs/NAME.html if left out.",
             metavar="FILE_OR_DIR",
             show_default=False,
         ),
@@ -124,7 +124,7 @@ def _checked(
 def _report_path(out: Path | None, name: str) -> Path:
     """The file itself, or one named after the study in the folder that was given."""
     if out is None:
-        return Path("reports") / f"{name}.html"
+        return Path("runs") / f"{name}.html"
     return out if out.suffix in (".html", ".htm") and not out.is_dir() else out / f"{name}.html"
 
 
@@ -140,7 +140,7 @@ def report(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", help="The HTML file; reports/NAME.html if left out.", metavar="FILE"
+            "-o", "--output", help="The HTML file; runs/NAME.html if left out.", metavar="FILE"
         ),
     ] = None,
 ) -> None:
@@ -148,7 +148,7 @@ def report(
     from gradscope.cli.arguments import check_sources, writable
 
     name = "-and-".join(path.resolve().stem for path in sources)
-    page = writable(output or Path("reports") / f"{name}.html")
+    page = writable(output or Path("runs") / f"{name}.html")
     check_sources(sources)
 
     from gradscope.cli import study_view

@@ -16,7 +16,7 @@ from gradscope.study.reading import Limits, Reading, read_cells
 from gradscope.study.results import Study
 from gradscope.trace.table import Trace
 
-CSV_LIMIT = 200_000
+CSV_LIMIT = 50_000
 """Rows up to which a table is written as CSV; beyond, as Parquet."""
 
 
@@ -99,7 +99,7 @@ class Tables:
             for stale in (csv, parquet):
                 stale.unlink(missing_ok=True)
             if len(frame) <= CSV_LIMIT:
-                frame.to_csv(csv, index=False)
+                frame.to_csv(csv, index=False, float_format="%.9g")
                 written[name] = csv
             else:
                 frame.to_parquet(parquet, index=False, compression="zstd")

@@ -359,9 +359,9 @@ def test_the_command_ends_with_the_opening_of_the_report(tiny):
     tiny.grid(matrix={"lr": [1e-2, 1e-3]})
     done = invoke(tiny.path, "--jobs", 1)
     assert done.exit_code == 0, done.output
-    page = (tiny.folder / "reports" / "tiny.html").read_text()
+    page = (tiny.folder / "runs" / "tiny.html").read_text()
     told = done.stdout.splitlines()
-    assert told[-2:] == ["2 of 2 cells, none twice", "reports/tiny.html"]
+    assert told[-2:] == ["2 of 2 cells, none twice", "runs/tiny.html"]
     last_of_table = max(
         i for i, line in enumerate(told) if line.startswith("\N{BOX DRAWINGS LIGHT UP AND RIGHT}")
     )

@@ -223,5 +223,5 @@ def test_the_command_shows_what_was_logged(own, tiny):
     assert "error" in header
     assert "accuracy" not in header
     assert "error, log10: the largest differences are lr 0.01 against 0.05" in ended.stdout
-    assert (tiny.folder / "reports" / "own.tables" / "logged.csv").is_file()
-    assert not (tiny.folder / "reports" / "own.tables" / "confusion.csv").exists()
+    assert (tiny.folder / "runs" / "own.tables" / "logged.csv").is_file()
+    assert not (tiny.folder / "runs" / "own.tables" / "confusion.csv").exists()
