@@ -53,7 +53,8 @@ def of_study() -> dict[str, str]:
         found[f"{name}.dead"] = str((own.verdict == "dead").sum())
         found[f"{name}.best"] = percent(own.val_accuracy.max())
         pooled = confusion[confusion["cell"].isin(own["cell"])]
-        pooled = pooled.groupby(["true", "predicted"])["count"].sum().unstack()
+        pooled = pooled.groupby(["true", "predicted"])["count"].sum().reset_index()
+        pooled = pooled.pivot_table("count", "true", "predicted")
         shares = pooled.div(pooled.sum(axis=1), axis=0)
         for label in shares.index:
             found[f"{name}.{label}"] = percent(shares.loc[label, label])
@@ -141,4 +142,4 @@ if __name__ == "__main__":
         for page in PAGES:
             page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
     else:
-        print("\n".join(f"{name:32} {text}" for name, text in figures().items()))
+        sys.stdout.writelines(f"{name:32} {text}\n" for name, text in figures().items())

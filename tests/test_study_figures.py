@@ -3,6 +3,7 @@
 import re
 
 import pytest
+
 from examples import study_figures
 
 PAGES = pytest.mark.parametrize("page", study_figures.PAGES, ids=lambda path: path.name)

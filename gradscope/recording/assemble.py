@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
+from functools import cache
 
 from torch import nn
 
@@ -60,6 +61,7 @@ def ordered(columns: list[RecordedTensor], structure: Structure) -> tuple[Record
     return tuple(place(tensor) for tensor in columns)
 
 
+@cache
 def git_revision() -> str:
     """Revision of the code that is being run, empty outside a checkout."""
     try:
