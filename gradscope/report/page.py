@@ -76,6 +76,7 @@ def render(drawing: Drawing, charts: Mapping[str, Chart], table_files: Mapping[s
         ),
         sections=[(a, t, _of_section(charts, keys)) for a, t, keys in SECTIONS],
         chart_data={key: embed.embedded(embed.chart_data(chart)) for key, chart in charts.items()},
+        description=view.description(tables),
         opening=sentences.opening(tables, drawing.effects),
         completeness=sentences.completeness(tables),
         certainty=sentences.certainty(tables),

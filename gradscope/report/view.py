@@ -93,6 +93,12 @@ def findings(tables: Tables) -> list[FindingGroup]:
     return sorted(groups, key=lambda g: (order.get(g.severity, 3), -g.n_cells))
 
 
+def description(tables: Tables) -> str:
+    """What the grid says that it asks; empty where it says nothing."""
+    told = tables.study.grid.get("description") if tables.kind != "trace" else None
+    return labels.text(told) if told else ""
+
+
 def provenance(tables: Tables) -> list[tuple[str, str]]:
     """What was run, on what, with what: one line each; values that differ are listed."""
     found: dict[str, list[str]] = {}
@@ -105,9 +111,6 @@ def provenance(tables: Tables) -> list[tuple[str, str]]:
     seconds = [r.result.duration_s for r in tables.readings if r.result.duration_s]
     lines = [("network" if tables.kind == "trace" else "study", tables.study.name)]
     if tables.kind in ("study", "studies"):
-        description = tables.study.grid.get("description")
-        if description:
-            lines.append(("description", labels.text(description)))
         seeds = sorted({r.result.seed for r in tables.readings})
         cells = f"{len(tables.readings)} ({labels.count(len(tables.variants), 'variant')})"
         lines += [("cells", cells), ("seeds", ", ".join(str(s) for s in seeds))]

@@ -43,6 +43,17 @@ def test_a_single_trace(studies, tmp_path, open_page):
     )
 
 
+def test_a_page_opens_with_what_was_asked(studies, tmp_path):
+    """The description of the grid stands above the answers, escaped, where there is one."""
+    study = studies.make_study(tmp_path / "runs", {"skip": [True, False]})
+    asked = dataclasses.replace(study, grid={**study.grid, "description": "Do skips <help>?"})
+    told = write_report(asked, tmp_path / "asked.html").read_text("utf-8")
+    above = told[told.index("</h1>") : told.index('class="opening"')]
+    assert "Do skips &lt;help&gt;?" in above
+    plain = write_report(study, tmp_path / "plain.html").read_text("utf-8")
+    assert 'class="asked"' not in plain
+
+
 def test_a_probe_has_one_step_and_no_curve_over_steps(studies):
     """What needs several steps is left out rather than drawn empty."""
     found = charts(studies.make_trace(0, steps=1))
