@@ -106,12 +106,9 @@ def _checked(
     from gradscope.ablation.store import Store
     from gradscope.cli.arguments import writable
     from gradscope.data.config import check
-    from gradscope.engines import ray, slurm
+    from gradscope.engines.installed import check_installed
 
-    if engine is _EngineName.ray:
-        ray.check_installed()
-    if engine is _EngineName.slurm:
-        slurm.check_installed()
+    check_installed(engine.value)
     page = writable(_report_path(out, grid.name))
     folder = runs or Path("runs") / grid.name
     Store(folder).refuse_others(grid.name)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from gradscope.engines.installed import check_installed
 from gradscope.engines.placement import Resources
 from gradscope.engines.task import THREADS, Event, Observe, Task, Work, attempt, final, tell
 from gradscope.errors import ConfigError
@@ -152,26 +152,13 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
 
-def check_installed() -> None:
-    """See that Ray can be imported, without importing it.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    if importlib.util.find_spec("ray") is None:
-        raise ConfigError(
-            "engine 'ray': Ray is not installed; pip install 'gradscope-torch[ray]', "
-            "or take the engine 'local'"
-        )
-
-
 def import_ray() -> Any:
     """The module `ray`.
 
     Raises:
         ConfigError: it is not installed.
     """
-    check_installed()
+    check_installed("ray")
     import ray
 
     return ray

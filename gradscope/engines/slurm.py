@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import shutil
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gradscope.engines.installed import check_installed
 from gradscope.engines.placement import Resources
 from gradscope.engines.task import THREADS, Event, Observe, Task, Work, attempt, final
 from gradscope.errors import ConfigError
@@ -181,26 +181,13 @@ def _outcome(task: str, job: Any) -> Event:
     return event
 
 
-def check_installed() -> None:
-    """See that submitit can be imported, without importing it.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    if importlib.util.find_spec("submitit") is None:
-        raise ConfigError(
-            "engine 'slurm': submitit is not installed; pip install 'gradscope-torch[slurm]', "
-            "or take the engine 'local'"
-        )
-
-
 def import_submitit() -> Any:
     """The module `submitit`.
 
     Raises:
         ConfigError: it is not installed.
     """
-    check_installed()
+    check_installed("slurm")
     import submitit
 
     return submitit
