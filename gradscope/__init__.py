@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from gradscope.lazy import lazily
 
 if TYPE_CHECKING:
     from gradscope import testing as testing
@@ -47,18 +48,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that ``import gradscope`` stays light."""
-    if name == "__version__":
-        from importlib.metadata import version
+_get = lazily(__name__, _HOME)  # so that ``import gradscope`` stays light
 
-        return version("gradscope-torch")
-    if name not in _HOME:
-        raise AttributeError(f"module 'gradscope' has no attribute '{name}'")
-    module = importlib.import_module(_HOME[name])
-    value = module if name == "testing" else getattr(module, name)
-    globals()[name] = value
-    return value
+
+def __getattr__(name: str) -> Any:
+    if name != "__version__":
+        return _get(name)
+    from importlib.metadata import version
+
+    return version("gradscope-torch")
 
 
 def __dir__() -> list[str]:

@@ -68,6 +68,21 @@ def no_space(error: BaseException) -> MachineError | None:
     return found
 
 
+def one_line(said: object, most: int | None = None) -> str:
+    """What an error says, on one line.
+
+    Args:
+        said: the error, or any text.
+        most: characters that are kept; None: all.
+    """
+    return " ".join(str(said).split())[:most]
+
+
+def named(error: BaseException, most: int | None = None) -> str:
+    """The same after the type of the error, where that tells as much as its text."""
+    return one_line(f"{type(error).__name__}: {error}", most)
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Name the valid choices for a wrong name, with the likeliest first.
 

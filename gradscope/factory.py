@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gradscope.errors import ModelError, nearest
+from gradscope.errors import ModelError, named, nearest
 
 _LISTED = 12
 """Most valid names that a message lists; ``torchvision.models`` has hundreds."""
@@ -79,7 +79,7 @@ def _load_module(name: str, spec: str) -> ModuleType:
 
 
 def _import_failed(name: str, spec: str, error: Exception) -> ModelError:
-    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    reason = named(error)
     return ModelError(f"{spec}: importing {name} failed with {reason}; mend the module")
 
 

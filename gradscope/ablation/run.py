@@ -16,15 +16,14 @@ from gradscope.ablation.plan import Plan, make_plan
 from gradscope.ablation.store import Store
 from gradscope.ablation.work import CellWork, Supervisor
 from gradscope.data import load
+from gradscope.engines.installed import check_engine
 from gradscope.engines.local import Local
 from gradscope.engines.placement import Resources, cores, described, devices, slots
-from gradscope.engines.ray import Ray, import_ray
-from gradscope.engines.slurm import Slurm, import_submitit
+from gradscope.engines.ray import Ray
+from gradscope.engines.slurm import Slurm
 from gradscope.engines.task import Engine, Event
-from gradscope.errors import ConfigError, nearest
+from gradscope.errors import ConfigError
 from gradscope.study.results import Study
-
-ENGINES = ("local", "ray", "slurm")
 
 _LOOK_EVERY_S = 1.0
 """How often it is looked whether another run on the same folder has finished a cell."""
@@ -162,16 +161,13 @@ def make_engine(engine: Engine | str, grid: Grid, jobs: int | None, folder: Path
     if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs: {jobs}; give at least one process")
     needs = Resources(**grid.resources.model_dump())
-    if engine == "local":
-        local = Local(jobs or usual_jobs(grid), needs)
-        return replace(local, jobs=len(local.places))
+    check_engine(engine)
     if engine == "ray":
-        import_ray()
         return Ray(jobs, needs)
     if engine == "slurm":
-        import_submitit()
         return Slurm(folder / ".slurm", jobs, needs)
-    raise ConfigError(f"unknown engine '{engine}'; {nearest(engine, ENGINES)}")
+    local = Local(jobs or usual_jobs(grid), needs)
+    return replace(local, jobs=len(local.places))
 
 
 def prepare_data(

@@ -17,7 +17,7 @@ from gradscope.cli.diagnose import diagnose
 from gradscope.cli.explain import explain
 from gradscope.cli.grid import report, run_grid
 from gradscope.cli.probe import probe
-from gradscope.errors import GradscopeError, no_space
+from gradscope.errors import GradscopeError, no_space, one_line
 
 # ClickException, of click itself or of the copy that newer typers bring.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
@@ -125,8 +125,8 @@ def _termination_as_interrupt() -> Iterator[None]:
 
 
 def _fail(message: str) -> None:
-    one_line = " ".join(message.split())
-    if one_line:  # empty where the help was printed for want of arguments
+    told = one_line(message)
+    if told:  # empty where the help was printed for want of arguments
         typer.secho("error: ", fg="red", bold=True, err=True, nl=False)
-        typer.echo(one_line, err=True)
+        typer.echo(told, err=True)
     sys.exit(2)

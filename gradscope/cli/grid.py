@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,12 +9,6 @@ import typer
 
 if TYPE_CHECKING:
     from gradscope.ablation import Grid
-
-
-class _EngineName(StrEnum):
-    local = "local"
-    ray = "ray"
-    slurm = "slurm"
 
 
 def run_grid(  # noqa: PLR0917 - typer passes them by name
@@ -42,7 +35,9 @@ def run_grid(  # noqa: PLR0917 - typer passes them by name
             min=1, help="Cells at a time; as many as fit if left out.", show_default=False
         ),
     ] = None,
-    engine: Annotated[_EngineName, typer.Option(help="Where cells run.")] = _EngineName.local,
+    engine: Annotated[
+        str, typer.Option(help="Where cells run: local, ray or slurm.", metavar="NAME")
+    ] = "local",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="Replace a setting of the grid.", metavar="KEY=VALUE"),
@@ -80,9 +75,7 @@ def run_grid(  # noqa: PLR0917 - typer passes them by name
         raise typer.Exit(1 if study_view.show_plan(study_grid, folder, jobs, trust=trust) else 0)
     try:
         with run_view.observer() as observe:
-            study = run(
-                study_grid, folder, engine=engine.value, jobs=jobs, observe=observe, trust=trust
-            )
+            study = run(study_grid, folder, engine=engine, jobs=jobs, observe=observe, trust=trust)
     except KeyboardInterrupt:
         typer.echo(
             f"interrupted: finished cells are in {folder}; the same command goes on", err=True
@@ -99,16 +92,14 @@ def run_grid(  # noqa: PLR0917 - typer passes them by name
     raise typer.Exit(1 if failed else 0)
 
 
-def _checked(
-    grid: Grid, out: Path | None, runs: Path | None, engine: _EngineName
-) -> tuple[Path, Path]:
+def _checked(grid: Grid, out: Path | None, runs: Path | None, engine: str) -> tuple[Path, Path]:
     """Where the report and the results go, once all is known to be right that needs no torch."""
     from gradscope.ablation.store import Store
     from gradscope.cli.arguments import writable
     from gradscope.data.config import check
-    from gradscope.engines.installed import check_installed
+    from gradscope.engines.installed import check_engine
 
-    check_installed(engine.value)
+    check_engine(engine)
     page = writable(_report_path(out, grid.name))
     folder = runs or Path("runs") / grid.name
     Store(folder).refuse_others(grid.name)

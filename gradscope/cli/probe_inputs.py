@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gradscope.ablation.grid import Cell
 from gradscope.cli.arguments import argument, check_inputs, shape_of
-from gradscope.errors import ConfigError, nearest
+from gradscope.errors import ConfigError, nearest, one_line
 from gradscope.models import ModelConfig, build
 from gradscope.models.config import InitConfig
 
@@ -176,7 +176,7 @@ def load_inputs(path: Path) -> Any:
     try:
         found = _read(path)
     except Exception as error:  # whatever a broken file makes the readers raise
-        reason = " ".join(str(error).split())[:120]
+        reason = one_line(error, 120)
         raise ConfigError(
             f"--input-file {path}: cannot be read as tensors alone ({reason}); "
             "write it with torch.save(tensor, ...) or numpy.save()"

@@ -22,7 +22,7 @@ from gradscope.ablation.store import Store
 from gradscope.cli.run_view import DASH, lasting, observer, percent
 from gradscope.diagnosis.judge import diagnose
 from gradscope.diagnosis.verdict import Diagnosis
-from gradscope.errors import GradscopeError
+from gradscope.errors import GradscopeError, one_line
 from gradscope.study.doomed import doomed
 from gradscope.study.results import ENDED, CellResult, Study
 
@@ -141,7 +141,7 @@ class Judged:
         try:
             return cls(result, diagnose(result.trace()))
         except GradscopeError as error:
-            return cls(result, None, " ".join(str(error).split()))
+            return cls(result, None, one_line(error))
 
     @property
     def verdict(self) -> str:

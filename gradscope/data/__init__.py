@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gradscope.lazy import lazily
 
 if TYPE_CHECKING:
     from gradscope.data.cache import default_cache_dir as default_cache_dir
@@ -13,18 +14,13 @@ if TYPE_CHECKING:
     from gradscope.data.loading import load as load
 
 _HOME = {
-    "DataConfig": "config",
-    "ImageDataset": "dataset",
-    "Splits": "dataset",
-    "default_cache_dir": "cache",
-    "load": "loading",
+    "DataConfig": ".config",
+    "ImageDataset": ".dataset",
+    "Splits": ".dataset",
+    "default_cache_dir": ".cache",
+    "load": ".loading",
 }
 
 __all__ = sorted(_HOME)  # noqa: PLE0605 - one list of names is enough
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: a grid is read without torch."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'gradscope.data' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"gradscope.data.{_HOME[name]}"), name)
+__getattr__ = lazily(__name__, _HOME)  # a grid is read without torch

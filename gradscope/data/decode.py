@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscope.data.source import UnreadableError
+from gradscope.errors import one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -97,5 +98,5 @@ def _reason(error: Exception) -> str:
         return "no image, or an unknown format"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error) or type(error).__name__
     return text[:80]

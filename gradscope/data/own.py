@@ -27,7 +27,7 @@ from gradscope.data.source import (
     split_off,
     wanted_classes,
 )
-from gradscope.errors import DataError
+from gradscope.errors import DataError, named
 from gradscope.factory import load_factory
 from gradscope.seeding import seeded
 
@@ -131,7 +131,7 @@ class OwnDataset:
             made = factory(**self.config.args)
         except Exception as error:
             raise DataError(
-                f"{self.title}: the factory failed with {_told(error)}; mend it or data.args"
+                f"{self.title}: the factory failed with {named(error, 200)}; mend it or data.args"
             ) from error
         if isinstance(made, Mapping) and set(made) == set(SPLITS):
             found = {split: made[split] for split in SPLITS}
@@ -171,7 +171,7 @@ class OwnDataset:
         try:
             sample = self._datasets[split][index]
         except Exception as error:
-            raise UnreadableError(_told(error)) from error
+            raise UnreadableError(named(error, 200)) from error
         where = f"{self.title}: sample {index}"
         if not isinstance(sample, (tuple, list)) or len(sample) != 2:
             raise DataError(
@@ -187,7 +187,3 @@ def _repeatable() -> Iterator[None]:
         random.seed(0)
         np.random.seed(0)  # noqa: NPY002 - the generator that transforms of others draw from
         yield
-
-
-def _told(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gradscope.lazy import lazily
 
 if TYPE_CHECKING:
     from gradscope.diagnosis.changes import Change as Change
@@ -19,17 +20,17 @@ if TYPE_CHECKING:
     from gradscope.diagnosis.verdict import Verdict as Verdict
 
 _HOME = {
-    "Change": "changes",
-    "Diagnosis": "verdict",
-    "Evidence": "verdict",
-    "Finding": "verdict",
-    "GradientFlow": "flow",
-    "Severity": "verdict",
-    "Verdict": "verdict",
-    "diagnose": "judge",
-    "gradient_flow": "flow",
-    "loop_flows": "flow",
-    "weight_profile": "flow",
+    "Change": ".changes",
+    "Diagnosis": ".verdict",
+    "Evidence": ".verdict",
+    "Finding": ".verdict",
+    "GradientFlow": ".flow",
+    "Severity": ".verdict",
+    "Verdict": ".verdict",
+    "diagnose": ".judge",
+    "gradient_flow": ".flow",
+    "loop_flows": ".flow",
+    "weight_profile": ".flow",
 }
 
 __all__ = [
@@ -46,11 +47,4 @@ __all__ = [
     "weight_profile",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: what explains findings needs no torch."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'gradscope.diagnosis' has no attribute '{name}'")
-    value = getattr(importlib.import_module(f"gradscope.diagnosis.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazily(__name__, _HOME)  # what explains findings needs no torch

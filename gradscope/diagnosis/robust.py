@@ -63,7 +63,7 @@ def _signed_rank_quantile(n: int) -> int:
     """Largest k with P(T < k) <= 2.5 % for Wilcoxon's signed-rank statistic T of n values."""
     if n > _EXACT_LIMIT:
         mean, variance = n * (n + 1) / 4, n * (n + 1) * (2 * n + 1) / 24
-        return max(1, math.floor(mean - 1.959964 * math.sqrt(variance)))
+        return math.floor(mean - 1.959964 * math.sqrt(variance) + 0.5)  # T is a whole number
     counts = [1]  # how many subsets of {1..m} sum to 0, 1, 2, ...
     for m in range(1, n + 1):
         grown = counts + [0] * m

@@ -2,7 +2,7 @@
 
 from gradscope.engines.local import Local
 from gradscope.engines.placement import Resources, cores
-from gradscope.engines.ray import Ray, import_ray
+from gradscope.engines.ray import Ray
 from gradscope.engines.slurm import Slurm
 from gradscope.engines.task import Engine, Event, InProcess, Observe, Task, Work
 
@@ -18,5 +18,4 @@ __all__ = [
     "Task",
     "Work",
     "cores",
-    "import_ray",
 ]

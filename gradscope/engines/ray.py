@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from gradscope.engines.installed import check_installed
+from gradscope.engines.installed import check_engine
 from gradscope.engines.placement import Resources
 from gradscope.engines.task import THREADS, Event, Observe, Task, Work, attempt, final, tell
-from gradscope.errors import ConfigError
+from gradscope.errors import ConfigError, one_line
 
 _LOOK_EVERY_S = 0.5
 """How often progress is looked for while nothing ends."""
@@ -44,7 +44,9 @@ class Ray:
         Raises:
             ConfigError: Ray is not installed, or no node of the cluster has room for a task.
         """
-        ray = import_ray()
+        check_engine("ray")
+        import ray
+
         if not tasks:
             return
         if not ray.is_initialized():
@@ -142,23 +144,7 @@ def _fetched(ray: Any, reference: Any, task: str) -> tuple[Event, bool]:
     try:
         event: Event = ray.get(reference)
     except ray.exceptions.RayTaskError as error:  # not the work: what it returned cannot travel
-        return Event(task, "lost", _one_line(error)), False
+        return Event(task, "lost", one_line(error, 300)), False
     except ray.exceptions.RayError as error:
-        return Event(task, "lost", f"its process or its node died: {_one_line(error)}"), True
+        return Event(task, "lost", f"its process or its node died: {one_line(error, 300)}"), True
     return event, event.kind == "crowded"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
-
-
-def import_ray() -> Any:
-    """The module `ray`.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    check_installed("ray")
-    import ray
-
-    return ray

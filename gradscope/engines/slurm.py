@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gradscope.engines.installed import check_installed
+from gradscope.engines.installed import check_engine
 from gradscope.engines.placement import Resources
 from gradscope.engines.task import THREADS, Event, Observe, Task, Work, attempt, final
-from gradscope.errors import ConfigError
+from gradscope.errors import ConfigError, one_line
 
 _LOOK_EVERY_S = 2.0
 """How often the state of the jobs is asked for."""
@@ -54,7 +54,9 @@ class Slurm:
         Raises:
             ConfigError: submitit is not installed, or SLURM takes no such job.
         """
-        submitit = import_submitit()
+        check_engine("slurm")
+        import submitit
+
         known = self._known(submitit)
         running = {task.id: known[task.id] for task in tasks if task.id in known}
         new = [task for task in tasks if task.id not in running]
@@ -105,7 +107,7 @@ class Slurm:
             NameError,
             submitit.core.utils.FailedJobError,
         ) as error:
-            reason = " ".join(str(error).split())[:300]
+            reason = one_line(error, 300)
             raise ConfigError(
                 f"engine 'slurm': jobs cannot be submitted ({reason}); mend resources, or take the "
                 "engine 'local'"
@@ -176,18 +178,6 @@ def _outcome(task: str, job: Any) -> Event:
     try:
         event: Event = job.result()
     except Exception as error:  # noqa: BLE001 - what it returned cannot be read here
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         return Event(task, "lost", f"job {job.job_id}: {reason}")
     return event
-
-
-def import_submitit() -> Any:
-    """The module `submitit`.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    check_installed("slurm")
-    import submitit
-
-    return submitit

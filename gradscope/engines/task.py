@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Protocol
 
-from gradscope.errors import MachineError
+from gradscope.errors import MachineError, named
 
 
 class Task(Protocol):
@@ -78,7 +78,7 @@ def attempt(task: Task, work: Work, tell: Callable[[Any], None]) -> Event:
     except MachineError as error:
         return Event(task.id, "halted", str(error))
     except Exception as error:  # noqa: BLE001 - a task must not take the others with it
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = named(error)
         kind: Literal["crowded", "lost"] = "crowded" if out_of_memory(error) else "lost"
         return Event(task.id, kind, reason, traceback.format_exc())
 

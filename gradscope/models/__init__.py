@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gradscope.lazy import lazily
 
 if TYPE_CHECKING:
     from gradscope.models.config import InitConfig as InitConfig
@@ -18,23 +19,18 @@ if TYPE_CHECKING:
     from gradscope.models.registry import valid_args as valid_args
 
 _HOME = {
-    "HW5Net": "hw5net",
-    "InitConfig": "config",
-    "ModelConfig": "config",
-    "Net3": "hw5net",
-    "SkipBlock": "hw5net",
-    "build": "registry",
-    "check_args": "registry",
-    "initialise": "init",
-    "resolve": "config",
-    "valid_args": "registry",
+    "HW5Net": ".hw5net",
+    "InitConfig": ".config",
+    "ModelConfig": ".config",
+    "Net3": ".hw5net",
+    "SkipBlock": ".hw5net",
+    "build": ".registry",
+    "check_args": ".registry",
+    "initialise": ".init",
+    "resolve": ".config",
+    "valid_args": ".registry",
 }
 
 __all__ = sorted(_HOME)  # noqa: PLE0605 - one list of names is enough
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: a grid is read without torch."""
-    if name not in _HOME:
-        raise AttributeError(f"module 'gradscope.models' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"gradscope.models.{_HOME[name]}"), name)
+__getattr__ = lazily(__name__, _HOME)  # a grid is read without torch

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from gradscope.errors import GradscopeError, ModelError, nearest
+from gradscope.errors import GradscopeError, ModelError, named, nearest
 from gradscope.models.config import ModelConfig, resolve
 from gradscope.models.init import initialise, seeded
 
@@ -73,7 +73,7 @@ def build(config: ModelConfig, n_classes: int | None = None, seed: int = 0) -> n
             raise
         except Exception as error:
             given = ", ".join(f"{name}={value!r}" for name, value in args.items())
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = named(error)
             raise ModelError(f"building {config.name}({given}) failed with {reason}") from error
         if not isinstance(model, nn.Module):
             raise ModelError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from gradscope.errors import ModelError
+from gradscope.errors import ModelError, named
 from gradscope.nested import describe
 from gradscope.seeding import seeded
 
@@ -85,10 +85,9 @@ def call_model(model: nn.Module, inputs: Any) -> Any:
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AssertionError,
             AttributeError, NotImplementedError) as error:  # fmt: skip
         where = _failing_module(model, error.__traceback__)
-        reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"{type(model).__name__} failed {where}on inputs {describe(inputs)}: "
-            f"{type(error).__name__}: {reason}; give inputs of the shape and type that its forward "
+            f"{named(error, 200)}; give inputs of the shape and type that its forward "
             "takes (gradscope probe --input C,H,W), a mapping for keyword arguments"
         ) from error
 

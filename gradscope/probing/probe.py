@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradscope.errors import ModelError
+from gradscope.errors import ModelError, one_line
 from gradscope.nested import describe
 from gradscope.probing.isolation import call_model, preserved
 from gradscope.probing.loss import (
@@ -112,5 +112,5 @@ def _backward(model: nn.Module, value: Tensor) -> None:
     try:
         torch.autograd.backward(value)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
         raise ModelError(f"backward pass of {type(model).__name__} failed: {reason}") from error

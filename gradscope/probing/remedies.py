@@ -11,7 +11,7 @@ from torch import nn
 
 from gradscope.diagnosis.flow import gradient_flow, loop_flows
 from gradscope.diagnosis.judge import diagnose
-from gradscope.errors import ModelError
+from gradscope.errors import ModelError, one_line
 from gradscope.probing.loss import Loss
 from gradscope.probing.outcomes import Outcome, Remedies
 from gradscope.probing.patient import examine
@@ -76,7 +76,7 @@ def _copy(model: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(model)
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise ModelError(
             f"{type(model).__name__} cannot be copied, so no remedy can be tried: {reason}; "
             "drop tensors with a history and open files from its attributes"

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from gradscope.errors import GradscopeWarning
+from gradscope.errors import GradscopeWarning, one_line
 from gradscope.recording.unseen import unobserved, unseen_by_dynamo
 
 _LIMIT = 200
@@ -81,7 +81,7 @@ class Guard:
 
 def _described(where: str, fault: Exception) -> str:
     try:
-        message = " ".join(str(fault).split())
+        message = one_line(fault)
     except Exception:  # noqa: BLE001 - somebody's exception, whose text is not worth another fault
         message = ""
     message = message if len(message) <= _LIMIT else f"{message[:_LIMIT]}..."

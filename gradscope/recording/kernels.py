@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from gradscope.errors import GradscopeWarning
+from gradscope.errors import GradscopeWarning, named
 
 try:
     if os.environ.get("GRADSCOPE_KERNELS") != "0":
@@ -24,8 +24,8 @@ except ModuleNotFoundError:  # installed without a C compiler
 except Exception as error:  # noqa: BLE001 - whatever is wrong with them, torch's operations serve
     compiled = None  # type: ignore[assignment]  # mypy knows only the module
     warnings.warn(
-        f"gradscope: the compiled kernels cannot be used ({type(error).__name__}: "
-        f"{' '.join(str(error).split())}); recording on a CPU is several times slower. Install "
+        f"gradscope: the compiled kernels cannot be used ({named(error)}); "
+        "recording on a CPU is several times slower. Install "
         "gradscope again, or set GRADSCOPE_KERNELS=0 to go on without them",
         GradscopeWarning,
         stacklevel=2,

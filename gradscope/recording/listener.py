@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gradscope.errors import RecorderError
+from gradscope.errors import RecorderError, named
 from gradscope.recording.guard import say
 
 
@@ -29,5 +29,5 @@ class Listener:
             self._function(*args)
         except Exception as fault:  # noqa: BLE001 - the training goes on without it
             self._function = None
-            told = " ".join(f"{type(fault).__name__}: {fault}".split())[:200]
+            told = named(fault, 200)
             say(f"{self._argument} raised and is called no more: {told}")

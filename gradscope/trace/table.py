@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gradscope.errors import TraceError, nearest
+from gradscope.errors import TraceError, nearest, one_line
 from gradscope.trace.structure import (
     Structure,
 )
@@ -267,7 +267,7 @@ class Trace:
             table = pq.read_table(path)
         except (pa.ArrowException, OSError) as error:
             raise TraceError(
-                f"{path}: not a readable Parquet file ({_one_line(error)}); "
+                f"{path}: not a readable Parquet file ({one_line(error, 200)}); "
                 "give a file that Trace.save() wrote"
             ) from error
         raw = (table.schema.metadata or {}).get(_METADATA_KEY)
@@ -282,10 +282,6 @@ class Trace:
                 f"reads ({SCHEMA_VERSION}); upgrade gradscope"
             )
         return _from_table(cls, table.to_pandas(), header)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _header(trace: Trace) -> dict[str, Any]:

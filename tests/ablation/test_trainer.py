@@ -130,7 +130,7 @@ def reference_adam(cell, splits):
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_agrees_with_a_plain_loop(built, channels_last):
     """Losses, weights and validation accuracy are those of a plain float64 loop with Adam."""
-    cell = make_cell(epochs=3, channels_last=channels_last)
+    cell = make_cell(epochs=3, channels_last=channels_last, seed=3)
     splits = make_splits()
     result, _ = train_cell(cell, splits)
     model, losses = reference_adam(cell, splits)

@@ -253,7 +253,7 @@ ARGUMENTS = {
     "one argument too many": Bad("more.yaml", "unexpected", "run-grid grid.yaml more.yaml"),
     "no processes": Bad("'--jobs'", "equal to 1", "run-grid grid.yaml --jobs 0"),
     "an unknown engine": Bad(
-        "'--engine'", "'local', 'ray', 'slurm'", "run-grid grid.yaml --engine lsf"
+        "unknown engine 'lokal'", "did you mean 'local'", "run-grid grid.yaml --engine lokal"
     ),
     "an override without a value": Bad(
         "--set train.epochs:", "key.path=value", "run-grid grid.yaml --set train.epochs"

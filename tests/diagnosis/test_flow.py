@@ -1,14 +1,11 @@
 """gradient_flow, loop_flows and weight_profile on traces built by hand, against arithmetic."""
 
 import math
-import random
 
 import pytest
 import torch
-from scipy import stats
 
 from gradscope.diagnosis.flow import gradient_flow, loop_flows, weight_profile
-from gradscope.diagnosis.robust import location
 from gradscope.trace.structure import Block, Structure
 from gradscope.trace.table import RecordedStep, RecordedTensor, Trace
 from gradscope.trace.vocabulary import STATISTICS
@@ -106,6 +103,8 @@ def test_trunk_is_followed_where_it_is_the_majority():
     columns = [("activation_grad", name, "", 0, {"norm": [v]}) for name, v in norms.items()]
     blocks = [Block(n, "", (n,), n, 0, is_cut=n != "branch") for n in norms]
     assert gradient_flow(make_trace(columns, blocks=blocks)).blocks == ("a", "b", "c")
+    blocks = [Block(n, "", (n,), n, 0, is_cut=n in "ac") for n in norms]
+    assert gradient_flow(make_trace(columns, blocks=blocks)).blocks == ("a", "c"), "just half"
     blocks = [Block(n, "", (n,), n, 0, is_cut=n == "c") for n in norms]
     assert gradient_flow(make_trace(columns, blocks=blocks)).blocks == tuple(norms)
 
@@ -145,36 +144,6 @@ def test_weight_profile_leaves_out_what_has_no_flow():
     assert profile.log10_grad == pytest.approx((1.0, 0.0))
     assert profile.log10_weight == pytest.approx((2.0, 0.0))
     assert profile.slope == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("n", [6, 9, 20, 59, 61, 200])
-def test_interval_inverts_the_signed_rank_test(n):
-    """A shift inside the interval is not rejected by scipy's Wilcoxon test, one outside is."""
-    rng = random.Random(n)
-    sample = [rng.gauss(0.3, 1.0) for _ in range(n)]
-    _, low, high = location(sample)
-    margin = 1e-3 * (high - low)
-    # The normal approximation is one rank off the exact test now and then, so step away from it.
-    for shift, inside in [(low + 0.05, True), (high - 0.05, True), (low - margin, False)]:
-        p = stats.wilcoxon([x - shift for x in sample], method="exact" if n < 60 else "approx")
-        assert bool(p.pvalue > 0.05) is inside
-
-
-@pytest.mark.parametrize("n", [2, 3, 4, 5])
-def test_small_samples_get_students_interval(n):
-    """Below six values the interval is scipy's t interval."""
-    rng = random.Random(n)
-    sample = [rng.gauss(0.0, 1.0) for _ in range(n)]
-    expected = stats.t.interval(0.95, n - 1, loc=sum(sample) / n, scale=stats.sem(sample))
-    centre, low, high = location(sample)
-    assert low <= centre <= high
-    assert (low, high) == pytest.approx(expected, rel=1e-3)
-
-
-def test_centre_withstands_outliers():
-    """A fifth of wild values moves the centre by far less than it moves the mean."""
-    sample = [0.0] * 40 + [1e6] * 10
-    assert location(sample)[0] == 0.0
 
 
 def test_two_thousand_blocks_and_one():

@@ -37,6 +37,22 @@ def test_decay_that_does_not_add_up_is_mild():
     assert findings["mild-decay"].severity is Severity.INFO
 
 
+@pytest.mark.parametrize(("usual", "sick"), [(0.15, False), (0.21, True)])
+def test_a_few_odd_blocks_make_no_trend(usual, sick):
+    """Eleven factors lose more than three decades; the usual ones alone must lose two of them.
+
+    Three blocks of 0.7 decades among eight usual ones: 11 * 0.15 is 1.7, 11 * 0.21 is 2.3.
+    """
+    net, norm = Net(12), 1.0
+    for i in range(11, -1, -1):
+        net.put("activation_grad", f"l{i}", norm=norm)
+        norm *= 10 ** -(0.7 if i in (3, 6, 9) else usual + 0.01 * (-1) ** i)
+    diagnosis, findings = net.diagnose()
+    assert diagnosis.verdict == ("vanishing" if sick else "inconclusive")
+    decay = findings["vanishing" if sick else "uncertain-decay"]
+    assert decay.evidence["total"].value == pytest.approx(-(2.1 + 8 * usual), abs=0.02)
+
+
 def test_masked_decay_is_named():
     """Weight gradients are level, block gradients are not."""
     diagnosis, findings = geometric(Net(14), 0.5, activations=0.5, weights=1.0).diagnose()

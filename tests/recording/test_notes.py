@@ -123,6 +123,32 @@ def test_a_validation_pass_first_leaves_no_note():
     assert structure.inputs[0].shape == (8, 4)
 
 
+class Judge(nn.Module):
+    """Gives logits while it trains, and classes when it is asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout, self.linear = nn.Dropout(0.5), nn.Linear(4, 3)
+
+    def forward(self, x):
+        """Classes carry no gradient, though all before them does."""
+        logits = self.linear(self.dropout(x))
+        return logits if self.training else logits.argmax(1)
+
+
+def test_a_pass_that_gives_classes_leaves_no_note():
+    """Validation without no_grad: dropout is noted as it runs in training, inputs as well."""
+    model = Judge()
+    with gradscope.watch(model, every=1) as scope:
+        model.eval()(torch.randn(2, 4))
+        model.train()(torch.randn(8, 4)).sum().backward()
+        scope.step()
+    structure = scope.trace().structure
+    settings = {info.name: info.settings for info in structure.modules}
+    assert settings["dropout"]["training"] == 1.0
+    assert [each.shape for each in structure.inputs] == [(8, 4)]
+
+
 def test_operations_belong_to_the_module_whose_code_they_are():
     """Those of children to the children, those between them to the parent."""
 

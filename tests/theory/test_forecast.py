@@ -102,6 +102,14 @@ def test_predictions_are_the_closed_forms(weight_variance, after, batch, expecte
     assert per_layer(model, torch.randn(batch, 256)) == pytest.approx(expected, rel=0.02)
 
 
+def test_blocks_are_compared_with_the_one_before_where_the_trunk_is_the_minority():
+    """Two cuts among eight linear layers: each is sqrt(1/2) of the one before, cut or not."""
+    model = chain(8, 256, 1.0, nn.ReLU)
+    blocks = [Block(str(i), "", (str(i),), str(i), 0, is_cut=i in (0, 7)) for i in range(8)]
+    chi = [p.chi for p in predict(model, torch.randn(64, 256), blocks)]
+    assert chi[1:] == pytest.approx([math.sqrt(1 / 2)] * 7, rel=0.05)
+
+
 def test_residual_blocks_predicted():
     """sqrt(2) per block, and exactly 1 with the branch switched off, as SkipInit does."""
 
