@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -35,6 +35,9 @@ def validated(
     Raises:
         ConfigError: something in it is wrong.
     """
+    for location, value in _truths(kind, data):
+        place, key = written((*path, *location), origin or {}), ".".join((*path, *location))
+        raise document.error(place, f"{key}: give a number, got {shown(value)!r}")
     try:
         return kind.model_validate(data)
     except ValidationError as error:
@@ -60,6 +63,26 @@ def written(path: KeyPath, origin: Origin) -> KeyPath:
         if place is not None:
             return (*place, *path[length:])
     return path
+
+
+def _truths(kind: type[BaseModel], data: Any) -> Iterator[tuple[tuple[str, ...], bool]]:
+    """Where true or false stands for a number, which pydantic would take for 1 or 0."""
+    for name, value in data.items() if isinstance(data, Mapping) else ():
+        info = kind.model_fields.get(str(name))
+        kinds = set(_within(info.annotation)) if info else set()
+        each = value if isinstance(value, list | tuple) else (value,)
+        if kinds & {int, float}:
+            yield from (((name,), v) for v in each if isinstance(v, bool))
+        for inner in kinds:
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                yield from (((name, *where), v) for where, v in _truths(inner, value))
+
+
+def _within(annotation: Any) -> Iterator[Any]:
+    """A type and all that it is made of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _within(part)
 
 
 def _fields(kind: type[BaseModel], path: Sequence[str | int]) -> list[str]:

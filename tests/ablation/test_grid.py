@@ -287,6 +287,19 @@ WRONG = {
         r"grid.yaml:4: train.lr: .*greater than 0.*-1",
     ),
     "wrong type": (HEAD + "train: {epochs: many}\n", r"grid.yaml:3: train.epochs: .*'many'"),
+    "true for a number": (
+        HEAD + "train:\n  epochs: true\n",
+        r"grid.yaml:4: train.epochs: give a number, got 'true'",
+    ),
+    "true among numbers": (
+        HEAD + "matrix: {train.lr: [1e-3, false]}\n",
+        r"grid.yaml:3: train.lr: give a number, got 'false'",
+    ),
+    "true in a list": (HEAD + "seeds: [true]\n", r"grid.yaml:3: seeds: give a number, got 'true'"),
+    "true in a section": (
+        HEAD + "resources: {cpus: true}\n",
+        r"grid.yaml:3: resources.cpus: give a number",
+    ),
     "bad choice": (
         HEAD + "train: {precision: fp8}\n",
         r"train.precision: .*'fp32' or 'bf16'.*'fp8'",
