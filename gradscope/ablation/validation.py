@@ -35,9 +35,10 @@ def validated(
     Raises:
         ConfigError: something in it is wrong.
     """
-    for location, value in _truths(kind, data):
-        place, key = written((*path, *location), origin or {}), ".".join((*path, *location))
-        raise document.error(place, f"{key}: give a number, got {shown(value)!r}")
+    for inner, value in _truths(kind, data):
+        where = (*path, *inner)
+        told = f"{'.'.join(map(str, where))}: give a number, got {shown(value)!r}"
+        raise document.error(written(where, origin or {}), told)
     try:
         return kind.model_validate(data)
     except ValidationError as error:
