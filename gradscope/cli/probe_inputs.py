@@ -161,7 +161,7 @@ def random_inputs(
     for text in shapes:
         shape = shape_of(text, batch)
         if tokens is None:
-            drawn.append(torch.randn(shape, generator=generator))
+            drawn.append(torch.randn(shape, generator=generator, device="cpu"))
         else:
             drawn.append(torch.randint(tokens, shape, generator=generator))
     return drawn[0] if len(drawn) == 1 else tuple(drawn)

@@ -194,7 +194,7 @@ def _flow(
     rms = _mean_log10(activations[:, kept])
     forward, forward_low, forward_high = location(_differences(rms))
     log10_grad = _mean_log10(grads[:, kept])
-    ends = 10 ** (logs[:, 0] - logs[:, -1]) if kept else torch.full((len(grads),), math.nan)
+    ends = 10 ** (logs[:, 0] - logs[:, -1]) if kept else logs.new_full((len(grads),), math.nan)
     return GradientFlow(
         blocks=tuple(names[i] for i in kept),
         log10_grad=tuple(log10_grad),

@@ -256,7 +256,7 @@ def _is_slow(case: Case, columns: list[int], update: float) -> bool:
     if not kinds & _SCALE_FREE:
         return not kinds - _PLAIN and update < limits.UPDATE_CLIPPED
     weights, ratios = (table(case, name, columns) for name in ("weight_norm", "update_ratio"))
-    sizes = torch.tensor([math.prod(case.trace.tensors[i].shape) for i in columns]).sqrt()
+    sizes = weights.new_tensor([math.prod(case.trace.tensors[i].shape) for i in columns]).sqrt()
     moved = _typical(ratios * weights / sizes)  # rms of an element's step: for Adam about its rate
     return moved < limits.CLIPPED * max(_rates(case), default=0.0)
 

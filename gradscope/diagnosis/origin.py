@@ -86,7 +86,7 @@ def _origin(case: Case, broken: Tensor, row: int) -> _Origin:
     if module is not None:
         return _by_forward(case, module, first=row == 0)
     loss = case.trace.steps[row].loss
-    if loss is not None and not torch.tensor(loss).isfinite():
+    if loss is not None and not math.isfinite(loss):
         return _by_loss(case)
     return _by_backward(case, broken, row, loss_known=loss is not None)
 

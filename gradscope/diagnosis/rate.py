@@ -232,7 +232,7 @@ def _growth(case: Case, columns: list[int]) -> float:
     It tells of steps in between that were not recorded. Growth over a whole run tells nothing of
     its steps: weights that start small grow by a decade while they learn.
     """
-    steps = torch.tensor([step.step for step in case.trace.steps])
+    steps = torch.tensor([step.step for step in case.trace.steps], device="cpu")
     norms = table(case, "weight_norm", columns).double().log10()
     grown = norms.diff(dim=0).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).median(dim=1).values
     return (grown / steps.diff()).max().item() if len(grown) else 0.0

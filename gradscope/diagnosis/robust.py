@@ -38,12 +38,12 @@ def location(sample: Sequence[float]) -> tuple[float, float, float]:
     n = len(sample)
     if n == 0:
         return math.nan, -math.inf, math.inf
-    values = torch.tensor(sample, dtype=torch.float64).sort().values
+    values = torch.tensor(sample, dtype=torch.float64, device="cpu").sort().values
     values = values[:: -(-n // _PAIRS_LIMIT)]
     n = len(values)
     if n == 1:
         return values.item(), -math.inf, math.inf
-    pairs = torch.triu_indices(n, n)
+    pairs = torch.triu_indices(n, n, device="cpu")
     walsh = ((values[pairs[0]] + values[pairs[1]]) / 2).sort().values
     centre = _median(walsh)
     if n in _T_QUANTILES:

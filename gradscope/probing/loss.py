@@ -56,7 +56,7 @@ def _supervised(outputs: Any, targets: Any) -> tuple[Tensor, str]:
         tensors_in(outputs)[0],
     )
     if not isinstance(targets, Tensor):
-        targets = torch.as_tensor(targets)
+        targets = torch.as_tensor(targets, device=logits.device)
     targets = targets.to(logits.device)
     if not targets.is_floating_point():
         targets = targets.long()
@@ -81,14 +81,14 @@ def _supervised(outputs: Any, targets: Any) -> tuple[Tensor, str]:
 def _random_classes(logits: list[Tensor], generator: torch.Generator) -> Tensor:
     losses = []
     for each in logits:
-        classes = torch.randint(each.shape[1], each.shape[:1], generator=generator)
+        classes = torch.randint(each.shape[1], each.shape[:1], generator=generator, device="cpu")
         losses.append(functional.cross_entropy(each.float(), classes.to(each.device)))
     return torch.stack(losses).sum()
 
 
 def _random_functional(outputs: list[Tensor], generator: torch.Generator) -> Tensor:
     real = [torch.view_as_real(t) if t.is_complex() else t for t in outputs]
-    directions = [torch.randn(t.shape, generator=generator) for t in real]
+    directions = [torch.randn(t.shape, generator=generator, device="cpu") for t in real]
     length = math.sqrt(sum(float(d.square().sum()) for d in directions))
     parts = [
         ((d / length).to(t.device) * t.float()).sum() for d, t in zip(directions, real, strict=True)

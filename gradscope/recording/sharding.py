@@ -195,7 +195,7 @@ def _gathered(mine: Tensor, group: Any) -> Tensor:
     from torch import distributed as dist
 
     world = dist.get_world_size(group)
-    everyone = torch.empty((world, *mine.shape), device=mine.device)
+    everyone = mine.new_empty((world, *mine.shape))
     dist.all_gather_into_tensor(everyone.view(-1, mine.shape[1]), mine.contiguous(), group=group)
     size = everyone[:, -1]
     rows = []

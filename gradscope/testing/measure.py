@@ -130,7 +130,7 @@ def _shake(given: Any, seed: int) -> Any:
     def shake(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        noise = torch.randn(tensor.shape, generator=generator).to(tensor)
+        noise = torch.randn(tensor.shape, generator=generator, device="cpu").to(tensor)
         return tensor.detach() * (1 + NOISE * torch.finfo(tensor.dtype).eps * noise)
 
     return tree_map_only(Tensor, shake, given)

@@ -90,7 +90,7 @@ class Operation:
 def _mixed(mix: Mix, share: Tensor | None, size: tuple[int, ...]) -> tuple[float, Tensor | None]:
     """The log of the factor that a mix is for this share, and the share behind it."""
     if share is None or share.shape != size:
-        share = torch.ones(size)
+        share = torch.ones(size, dtype=torch.float32, device="cpu")
     behind = mix(share)
     factor = float(behind.sum() / share.sum())
     if not factor > 0.0:
@@ -106,4 +106,4 @@ def _mean(a: Tensor | None, b: Tensor | None, own: float, new: float) -> Tensor 
         return None
     first: Tensor | float = 1.0 if a is None else a
     second: Tensor | float = 1.0 if b is None else b
-    return torch.as_tensor((own * first + new * second) / (own + new))
+    return torch.as_tensor((own * first + new * second) / (own + new), device="cpu")

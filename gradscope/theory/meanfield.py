@@ -205,7 +205,7 @@ def zero_padding(sizes: Sequence[int], kernel: int = 3) -> float:
     """
     factor = 1.0
     for size in sizes:
-        index = torch.arange(size, dtype=torch.float64)
+        index = torch.arange(size, dtype=torch.float64, device="cpu")
         seen = ((index[:, None] - index).abs() <= kernel // 2).double()
         factor *= float(torch.linalg.eigvalsh(seen)[-1]) / kernel
     return factor
@@ -227,6 +227,7 @@ def finite_width(widths: Iterable[float]) -> LogNormal:
 @functools.cache
 def _grid() -> tuple[Tensor, Tensor]:
     step = 2.0 * _REACH / _NODES
-    z = torch.linspace(-_REACH + step / 2, _REACH - step / 2, _NODES, dtype=torch.float64)
+    reach = _REACH - step / 2
+    z = torch.linspace(-reach, reach, _NODES, dtype=torch.float64, device="cpu")
     weight = torch.exp(-z.square() / 2) * (step / math.sqrt(2.0 * math.pi))
     return z, weight

@@ -240,3 +240,22 @@ def test_probe_is_the_function_whatever_was_imported_before():
     import gradscope.probing
 
     assert gradscope.probe is gradscope.probing.probe
+
+
+@pytest.mark.parametrize("default", ["device", "dtype"])
+def test_the_default_of_the_process_changes_no_number(default):
+    """Loss, gradients and prediction are those without it, on a CPU and in single precision."""
+    model, images = convnet(), torch.randn(4, 3, 8, 8)
+    for inputs, targets in ((images, torch.arange(4)), (images, None), (images, [0, 1, 2, 3])):
+        plain = probe(model, inputs, targets)
+        if default == "dtype":
+            torch.set_default_dtype(torch.bfloat16)
+        else:
+            torch.set_default_device("meta")
+        try:
+            found = probe(model, inputs, targets)
+        finally:
+            torch.set_default_dtype(torch.float32)
+            torch.set_default_device(None)
+        assert torch.equal(found.values.nan_to_num(), plain.values.nan_to_num())
+        assert found.predictions == plain.predictions

@@ -96,7 +96,7 @@ def _adjoint(
     """The map of squared gradients behind a convolution: its adjoint with a kernel of means."""
     stride, padding = saved(node, "stride"), saved(node, "padding")
     dilation = saved(node, "dilation")
-    ones = torch.ones(1, 1, *kernel) / math.prod(kernel)
+    ones = positions.new_ones(1, 1, *kernel) / math.prod(kernel)
     grid = zip(size, positions.shape, stride, padding, dilation, kernel, strict=True)
     if saved(node, "transposed"):
         rest = [0] * len(kernel)
