@@ -48,6 +48,8 @@ class ParameterReader:
         self._versions: dict[int, int] = {}
         """Version of each when it was first seen, by identity."""
         self._carried = Carried(buffer)
+        self._written_unseen = False
+        """Whether somebody was found to write gradients where torch does not count it."""
         self.before_backward = self._carried.before_backward
         self.begin()
         self._look()
@@ -82,7 +84,14 @@ class ParameterReader:
             optimizer: leave out the parameters that only other optimizers step; None: all.
             scale: factor that the gradients still carry from loss scaling, 0-d, or None.
         """
-        self._take(self._of_others(optimizer), scale, unclipped=False)
+        others = self._of_others(optimizer)
+        if self._written_unseen:
+            self._marks = bytearray()
+        self._take(others, scale, unclipped=False)
+        if self._marks and not self._written_unseen:
+            self._written_unseen = bool(self._marks[0]) or (
+                self._carried.thorough and self._take_again(others)
+            )
         gone = [i for i, p in enumerate(self._parameters) if p.grad is None]
         if gone or not all(map(_is_trained, self._parameters)):
             self._leave_out_what_nobody_consumes(gone, optimizer)
@@ -259,6 +268,23 @@ class ParameterReader:
             )
         for device, mine in by_device(self._parameters, left):
             self._take_on(device, mine, scale, unclipped=unclipped)
+
+    def _take_again(self, others: set[int]) -> bool:
+        """Take gradients whatever their marks say; whether that changed any.
+
+        A write through `.data`, numpy or an extension is seen only near the largest element. Who
+        does it once does it at every step: from then on no mark counts.
+        """
+        cpu = torch.device("cpu")
+        taken = with_gradient(self._parameters, others)
+        columns = [self._columns[i] for i in taken if self._parameters[i].is_cpu]
+        if not columns:
+            return False
+        before = self._buffer.get(cpu, "norm", columns).nan_to_num()
+        self._marks = bytearray()
+        self._take(others, None, unclipped=False)
+        now = self._buffer.get(cpu, "norm", columns).nan_to_num()
+        return not torch.equal(before, now)
 
     def _take_on(
         self, device: torch.device, indices: list[int], scale: Tensor | None, *, unclipped: bool

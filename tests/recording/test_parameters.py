@@ -172,6 +172,37 @@ def test_the_norm_is_that_of_the_gradient_at_the_step(before_step, by_hand):
     assert found == [pytest.approx(norms, rel=1e-5) for norms in consumed]
 
 
+def rows_by_data(gradient, rows):
+    """As for tokens that are frozen."""
+    gradient.data[rows] = 0.0
+
+
+def rows_by_numpy(gradient, rows):
+    """As a filter of somebody's own writes it."""
+    gradient.numpy()[rows.numpy()] *= 0.5
+
+
+@pytest.mark.parametrize("write", [rows_by_data, rows_by_numpy], ids=lambda write: write.__name__)
+@pytest.mark.parametrize("start", [0, 5])
+def test_gradients_written_far_from_their_largest_element(write, start):
+    """Torch does not count it, and the largest element stays: told at once, or four steps later."""
+    model = nn.Linear(50, 400, bias=False)
+    optimizer, consumed = torch.optim.SGD(model.parameters(), lr=0.01), []
+    with gradscope.watch(model, optimizer, every=1) as scope:
+        for i in range(12):
+            optimizer.zero_grad()
+            model(torch.randn(5, 50)).square().sum().backward()
+            gradient = model.weight.grad
+            if i >= start:
+                others = torch.arange(400) // 100 != int(gradient.abs().argmax()) // 5000
+                write(gradient, others)
+            consumed.append(float(gradient.double().norm()))
+            optimizer.step()
+    found = scope.trace().to_pandas().query("kind == 'weight'").norm.tolist()
+    told = range(12) if start == 0 else [0, 1, 2, 3, 4, 8, 9, 10, 11]
+    assert [found[i] for i in told] == [pytest.approx(consumed[i], rel=1e-5) for i in told]
+
+
 def test_gradients_that_are_taken_away_leave_no_row_but_of_their_own_optimizer():
     """With two optimizers, each step clears what it consumed and what the other one is to take."""
     model = network()

@@ -5,7 +5,8 @@
 
 /* What tells whether a tensor is still the one that was measured. An identity alone may be that of
  * another tensor at the same place, and a version does not count what is written through `.data` or
- * by an extension; all but contrived changes touch the block that has the largest element. */
+ * by an extension; most changes touch the block that has the largest element. For the others the
+ * recorder takes gradients again from time to time, whatever their marks say. */
 typedef struct {
     uint64_t object, version;
     int64_t block;
@@ -30,8 +31,12 @@ int is_measured(PyObject *marks, int64_t column, PyObject *object, uint64_t vers
     if (!place)
         return 0;
     memcpy(&before, place, sizeof before);
-    return before.object == (uint64_t)(uintptr_t)object && before.version == version &&
-           before.sum == checksum_of(read, before.block);
+    if (before.object != (uint64_t)(uintptr_t)object || before.version != version)
+        return 0;
+    if (before.sum == checksum_of(read, before.block))
+        return 1;
+    PyByteArray_AsString(marks)[0] = 1; /* column 0 is nobody's: tells that there was such a write */
+    return 0;
 }
 
 int mark_measured(PyObject *marks, int64_t column, PyObject *object, uint64_t version,
