@@ -167,6 +167,10 @@ class ParameterReader:
         pairs = zip(self._names, self._parameters, strict=True)
         return {name for name, p in pairs if _version(p) != self._versions[id(p)]}
 
+    def with_gradient(self) -> list[Tensor]:
+        """The parameters that have a gradient now."""
+        return [p for p in self._parameters if p.grad is not None]
+
     def trained(self) -> bool:
         """Whether somebody trains: there are gradients, or weights that moved."""
         self._look()

@@ -45,6 +45,7 @@ from gradscope.recording.outputs import ForwardReader
 from gradscope.recording.parameters import ParameterReader
 from gradscope.recording.step_hooks import StepHooks
 from gradscope.recording.strangers import Strangers
+from gradscope.recording.unstepped import Unstepped
 from gradscope.trace.table import RecordedStep, Trace
 from gradscope.trace.vocabulary import STATISTICS
 
@@ -82,6 +83,7 @@ class Scope:
         self._logged = Logged(buffer.keeps)
         self._live = live
         self._strangers = Strangers(model)
+        self._unstepped = Unstepped()
         self._forward = ForwardReader(
             model,
             buffer,
@@ -246,7 +248,7 @@ class Scope:
         self._say(blind_spot)
 
     def _look_for_unseen_steps(self) -> None:
-        if not self._step and self._parameters.trained():
+        if not self._step and NO_STEP not in self.blind_spots and self._parameters.trained():
             self._say(NO_STEP)
         elif any(each.misses_steps() for each in self._steps):
             self._say(REPLACED)
@@ -271,6 +273,9 @@ class Scope:
         self._scaler.remember()
         stepped = [each for each in self._optimizers if id(each) in self._stepped]
         self._parameters.after_backward(self._scaler.scale(), stepped)
+        waiting = self._optimizers and not (self._step or self._begun or stepped)
+        if waiting and self._unstepped.after_backward(self._parameters.with_gradient()):
+            self._say(NO_STEP)
 
     def _before_step(
         self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -329,6 +334,7 @@ class Scope:
                 self._cannot_see(COMPILED if is_compiled(self._model) else UNSEEN)
             self._forward.calls.thread = get_ident() if seen else None
         self._step += 1
+        self._unstepped.forget()
         self._arm()
         self._tell()
 

@@ -476,6 +476,63 @@ def test_a_training_without_a_step_is_not_silent():
     assert "no optimizer.step() was seen" in scope.trace().metadata["blind_spots"][0]
 
 
+class SamByItself(torch.optim.Optimizer):
+    """Sharpness-aware minimisation with an arithmetic of its own, and no `step`."""
+
+    def __init__(self, parameters) -> None:
+        super().__init__(parameters, {})
+
+    @torch.no_grad()
+    def first_step(self):
+        """Climb."""
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["old"] = p.data.clone()
+            p.data.add_(p.grad, alpha=0.1)
+        self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self):
+        """Return, and descend by the gradient from above."""
+        for p in self.param_groups[0]["params"]:
+            p.data.copy_(self.state[p]["old"]).sub_(p.grad, alpha=0.1)
+        self.zero_grad()
+
+
+def test_steps_under_other_names_are_told_while_it_trains():
+    """Weights move and no step is seen: one warning in the tenth round, none at the end."""
+    task = Task()
+    optimizer = SamByItself(task.model.parameters())
+    told = []
+    with gradscope.watch(task.model, optimizer) as scope:
+        for i in range(12):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                task.loss(i % 4).backward()
+                optimizer.first_step()
+                task.loss(i % 4).backward()
+                optimizer.second_step()
+            told += [i] * len(caught)
+    assert told == [9]
+    assert len(scope.blind_spots) == 1
+    assert "call scope.step()" in scope.blind_spots[0]
+
+
+@pytest.mark.parametrize("passes", [1, 19, 20, 21, 45])
+def test_many_passes_before_a_step_are_no_unseen_steps(passes):
+    """Micro-batches, attacks and searches leave the weights as they are."""
+    task = Task()
+    optimizer = task.sgd()
+    with gradscope.watch(task.model, optimizer) as scope:
+        for _ in range(2):
+            for i in range(passes):
+                task.loss(i % 4).backward()
+                if i % 2:
+                    task.model.zero_grad()
+            task.loss(0).backward()
+            optimizer.step()
+    assert not scope.blind_spots
+
+
 def test_a_scope_in_which_nothing_was_trained_is_silent():
     """Without a backward pass, or with steps by hand, nothing is missing."""
     task = Task()

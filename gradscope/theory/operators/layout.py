@@ -68,7 +68,9 @@ def _resample(node: Any) -> Operation:
     generator = torch.Generator().manual_seed(0)
     before = after = 0.0
     while before < _NOISE:  # in squares of unit variance: how many elements were drawn
-        noise = torch.randn(tuple(made.shape), generator=generator, device="cpu").to(made.device, made.dtype)
+        noise = torch.randn(tuple(made.shape), generator=generator, device="cpu").to(
+            made.device, made.dtype
+        )
         back = node(noise)
         back = back[0] if isinstance(back, tuple) else back
         before += mean_square(noise) * noise.numel()
