@@ -94,6 +94,7 @@ class DeviceMeter:
             if unclipped or tensor.is_sparse or self._counted.get(column) != mark:
                 self._counted[column] = mark
                 changed.add(column)
+        self._put_nothing([c for c, t in zip(columns, tensors, strict=True) if not t.numel()])
         columns, vectors = _not_empty(columns, tensors)
         if not vectors:
             return
@@ -142,6 +143,13 @@ class DeviceMeter:
             if samples:
                 self._put_shares(name, samples, shares)
                 samples.clear()
+
+    def _put_nothing(self, columns: list[int]) -> None:
+        """What the compiled kernels tell of gradients without elements: a sum over nothing."""
+        if columns:
+            zeros = self._buffer.constant(self._device, [0.0] * len(columns))
+            for name in ("norm", "unclipped", "nonfinite", "abs_max"):
+                self._buffer.put(self._device, name, columns, zeros)
 
     def _put_shares(
         self, name: str, samples: dict[int, Tensor], shares: Callable[[list[Tensor]], Tensor]

@@ -167,7 +167,9 @@ def _given(tensors: list[Tensor]) -> tuple[Takes, frozenset[int]]:
 
 
 def _settings(module: nn.Module) -> dict[str, float]:
-    found = {name: getattr(module, name, None) for name in _SETTINGS}
+    # Not `getattr`: a module may have one of its own, which does something when it is asked.
+    own, kind = vars(module), type(module)
+    found = {name: own.get(name, getattr(kind, name, None)) for name in _SETTINGS}
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         found["normalized"] = math.prod(module.normalized_shape)
     known = {n: float(value) for n, value in found.items() if isinstance(value, int | float)}

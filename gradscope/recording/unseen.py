@@ -36,9 +36,10 @@ def unseen_by_dynamo(function: Callable[..., Any], *, callees: bool) -> None:
 
 
 def unobserved(function: Callable[..., Any], *args: Any) -> Any:
-    """Call a function so that the modes of a user, which see every operation, do not see ours."""
+    """Call a function so that neither the modes nor the tensor classes of a user see it."""
     functions = torch._C._len_torch_function_stack()
     if not functions and not torch._C._len_torch_dispatch_stack():
-        return function(*args)
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args)
     with torch._C.DisableTorchFunction() if functions else nullcontext(), _disable_current_modes():
         return function(*args)
