@@ -6,6 +6,7 @@ import ctypes
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,12 @@ def memory_kept() -> Iterator[None]:
 
 def environment() -> dict[str, Any]:
     """Versions, processor and threads of this process, JSON types."""
+    return {**_facts(), "threads": torch.get_num_threads()}
+
+
+@cache
+def _facts() -> dict[str, str]:
+    """What stays the same while a process lives."""
     return {
         "gradscope": metadata.version("gradscope-torch"),
         "torch": torch.__version__,
@@ -44,7 +51,6 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu": _cpu_name(),
-        "threads": torch.get_num_threads(),
     }
 
 
