@@ -15,10 +15,16 @@ import torch
 import yaml
 
 from gradscope.ablation.grid import Grid
+from gradscope.engines.placement import cores
 
 # No test is told by how long it took.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers share the processors, as do their children
+    share = max(1, cores() // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ["OMP_NUM_THREADS"] = str(share)
+    torch.set_num_threads(share)
 
 COCO = Path(
     os.environ.get(

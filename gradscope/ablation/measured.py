@@ -7,14 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from gradscope.errors import ModelError
+from gradscope.recording.scalars import Scalars, fault
 from gradscope.study.results import Epoch, History
-
-_MOST_PENDING = 64
-"""Logged tensors that wait on their device until they are read, all in one copy."""
 
 
 @dataclass
@@ -30,7 +25,9 @@ class Measured:
     images_per_s: float = 0.0
     diverged: str = ""
     """Why it counts as diverged, on one line."""
-    _pending: list[tuple[str, int, Tensor]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._scalars = Scalars(self._note)
 
     def history(self) -> History:
         """As it is stored; a loss that was logged at every step from 0 is that of each step."""
@@ -48,22 +45,16 @@ class Measured:
             ModelError: a value is no number.
         """
         for name, value in metrics.items():
-            if isinstance(value, Tensor) and value.device.type not in ("cpu", "meta"):
-                if value.numel() != 1:
-                    raise _no_number(step, name, value)
-                self._pending.append((name, step, value.detach().reshape(()).clone()))
-            else:
-                self._note(name, step, _number(step, name, value))
-        if len(self._pending) >= _MOST_PENDING:
-            self.read()
+            if wrong := fault(value):
+                raise ModelError(
+                    f"run.log({step}, {name}=...): {wrong}; log one number, as loss.item() or "
+                    "loss.mean()"
+                )
+            self._scalars.take((name, step), value)
 
     def read(self) -> None:
         """Fetch what still waits on a device."""
-        if self._pending:
-            pending, self._pending = self._pending, []
-            values = torch.stack([value.double() for _, _, value in pending]).tolist()
-            for (name, step, _), value in zip(pending, values, strict=True):
-                self._note(name, step, value)
+        self._scalars.settle()
 
     def fault(self, decisive: Iterable[str]) -> str:
         """The first of the decisive metrics whose last value is no number, on one line."""
@@ -74,25 +65,6 @@ class Measured:
                 return f"{name} became {value} at step {step}"
         return ""
 
-    def _note(self, name: str, step: int, value: float) -> None:
+    def _note(self, label: tuple[str, int], value: float) -> None:
+        name, step = label
         self.logged.setdefault(name, []).append((step, value))
-
-
-def _number(step: int, name: str, value: Any) -> float:
-    if isinstance(value, str | bytes) or (isinstance(value, Tensor) and value.is_meta):
-        raise _no_number(step, name, value)
-    try:
-        return float(value.detach() if isinstance(value, Tensor) else value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise _no_number(step, name, value) from error
-
-
-def _no_number(step: int, name: str, value: Any) -> ModelError:
-    what = f"a {type(value).__name__}"
-    if isinstance(value, str):
-        what = f"text ({value[:40]!r})"
-    elif isinstance(value, Tensor):
-        what = f"a tensor of shape {tuple(value.shape)} on {value.device}"
-    return ModelError(
-        f"run.log({step}, {name}=...): {what}; log one number, as loss.item() or loss.mean()"
-    )

@@ -7,17 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from gradscope.recording.copies import Copy
+from gradscope.recording.scalars import Scalars, fault
 from gradscope.trace.table import RecordedStep
 
 LIMIT = 4096
 """Values of a name beyond which every second one is dropped, but for those of recorded steps."""
-
-BATCH = 32
-"""Numbers that wait on a device before they are copied out together."""
 
 RATES = "lr/"
 """What the names of the learning rates begin with; they are the recorder's own."""
@@ -47,8 +41,7 @@ class Logged:
         self._keeps = keeps
         """Whether a step is one that stays recorded."""
         self._series: dict[str, _Series] = {}
-        self._waiting: dict[torch.device, list[tuple[str, int, int, Tensor]]] = {}
-        self._in_flight: list[tuple[list[tuple[str, int, int]], Copy]] = []
+        self._scalars = Scalars(self._put)
         self._refused: set[str] = set()
 
     def note(self, step: int, values: Mapping[str, Any]) -> list[str]:
@@ -59,46 +52,26 @@ class Logged:
         """
         complaints = []
         for name, value in values.items():
-            fault = self._note(name, step, value)
-            if fault and name not in self._refused:
+            wrong = self._note(name, step, value)
+            if wrong and name not in self._refused:
                 self._refused.add(name)
-                complaints.append(f"log({name}=...) was left out: {fault}")
+                complaints.append(f"log({name}=...) was left out: {wrong}")
         return complaints
 
     def _note(self, name: str, step: int, value: Any) -> str:
         if name.startswith(RATES):
             return f"names that begin with {RATES} are the recorder's own; choose another"
-        fault = _fault(value)
-        if fault:
-            return f"{fault}; give a number or a tensor of one"
+        wrong = fault(value)
+        if wrong:
+            return f"{wrong}; give a number or a tensor of one"
         series = self._series.setdefault(name, _Series(late=step > 0))
         number, series.told = series.told, series.told + 1
         about = step - series.late
-        value = value.detach() if isinstance(value, Tensor) else value
-        if isinstance(value, Tensor) and value.device.type != "cpu":
-            waiting = self._waiting.setdefault(value.device, [])
-            there = value.reshape(()).to(torch.float32, copy=True)
-            waiting.append((name, about, number, there))
-            if len(waiting) == BATCH:
-                self._send(waiting)
-        else:
-            self._put(name, about, number, float(value))
+        self._scalars.take((name, about, number), value)
         return ""
 
-    def _send(self, waiting: list[tuple[str, int, int, Tensor]]) -> None:
-        """Start copying; what was on its way before has long arrived."""
-        self._settle()
-        labels = [(name, step, number) for name, step, number, _ in waiting]
-        self._in_flight.append((labels, Copy(torch.stack([there for *_, there in waiting]))))
-        waiting.clear()
-
-    def _settle(self) -> None:
-        for labels, copy in self._in_flight:
-            for (name, step, number), value in zip(labels, copy.read().tolist(), strict=True):
-                self._put(name, step, number, value)
-        self._in_flight.clear()
-
-    def _put(self, name: str, step: int, number: int, value: float) -> None:
+    def _put(self, label: tuple[str, int, int], value: float) -> None:
+        name, step, number = label
         series = self._series[name]
         if number % series.stride == 0 or self._keeps(step):
             series.points[step] = (number, value)
@@ -113,10 +86,7 @@ class Logged:
 
     def series(self) -> dict[str, tuple[tuple[int, float], ...]]:
         """Name -> (step, value) in order; of several values at one step the last."""
-        for waiting in self._waiting.values():
-            if waiting:
-                self._send(waiting)
-        self._settle()
+        self._scalars.settle()
         return {
             name: tuple((step, value) for step, (_, value) in sorted(series.points.items()))
             for name, series in self._series.items()
@@ -134,18 +104,3 @@ def with_losses(
         else each
         for each in steps
     )
-
-
-def _fault(value: Any) -> str:
-    """What keeps a value from being read as one real number; empty where nothing does."""
-    if isinstance(value, Tensor):
-        if value.numel() != 1 or value.is_complex() or value.is_meta or hasattr(value, "to_local"):
-            return f"it is a {type(value).__name__} of shape {tuple(value.shape)}, {value.dtype}"
-        return ""
-    if isinstance(value, str | bytes | complex) or not hasattr(value, "__float__"):
-        return f"it is of type {type(value).__name__}"
-    try:
-        float(value)
-    except Exception as error:  # noqa: BLE001 - somebody's object; the loop goes on
-        return f"as a number it raises {type(error).__name__}"
-    return ""

@@ -13,7 +13,7 @@ from torch import nn
 
 import gradscope
 from gradscope.errors import GradscopeWarning
-from gradscope.recording.logged import BATCH, LIMIT, Logged
+from gradscope.recording.logged import LIMIT, Logged
 from gradscope.trace.table import Trace
 
 
@@ -147,30 +147,3 @@ def test_memory_is_bounded_and_recorded_steps_stay():
     gaps = {b - a for a, b in itertools.pairwise(steps)}
     assert len(others) > LIMIT / 4
     assert max(gaps) <= 2 * n / (LIMIT / 4)
-
-
-def test_numbers_of_a_device_wait_there_and_are_copied_together(monkeypatch):
-    """Every so many at once, none read before; the values are those of the loop, in order."""
-    from gradscope.recording import logged as module
-
-    class Elsewhere(torch.Tensor):
-        """Says that it is not on the host."""
-
-        @property
-        def device(self):
-            return torch.device("cuda")
-
-    copies = []
-
-    class Counted(module.Copy):
-        def __init__(self, tensor):
-            copies.append(tensor.numel())
-            super().__init__(torch.Tensor(tensor.as_subclass(torch.Tensor)))
-
-    monkeypatch.setattr(module, "Copy", Counted)
-    table = Logged(lambda step: True)
-    for step in range(BATCH + 3):
-        table.note(step, {"loss": torch.tensor(0.5 * step).as_subclass(Elsewhere)})
-    assert copies == [BATCH]
-    assert table.series()["loss"] == tuple((i, 0.5 * i) for i in range(BATCH + 3))
-    assert copies == [BATCH, 3]
