@@ -42,7 +42,7 @@ from gradscope.models import ModelConfig, build
 from gradscope.recording import calls, outputs, scope
 from gradscope.recording.device_meter import DeviceMeter
 from gradscope.recording.host_meter import HostMeter
-from gradscope.recording.watching import DEFAULT_EVERY
+from gradscope.watching import DEFAULT_EVERY
 
 Attach = Callable[[nn.Module, torch.optim.Optimizer], AbstractContextManager[Callable[[], None]]]
 """Attaches a recorder; gives what has to be called after backward and before the optimizer."""

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from gradscope.probing import probe as probe
     from gradscope.probing import try_remedies as try_remedies
     from gradscope.recording import Scope as Scope
-    from gradscope.recording import watch as watch
     from gradscope.report import write_report as write_report
     from gradscope.trace import Trace as Trace
+    from gradscope.watching import watch as watch
 
 _HOME = {
     "Diagnosis": "gradscope.diagnosis",
@@ -29,7 +29,7 @@ _HOME = {
     "probe": "gradscope.probing",
     "testing": "gradscope.testing",
     "try_remedies": "gradscope.probing",
-    "watch": "gradscope.recording",
+    "watch": "gradscope.watching",
     "write_report": "gradscope.report",
 }
 

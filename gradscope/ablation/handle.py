@@ -20,8 +20,8 @@ from gradscope.ablation.settings import CellConfig, StopConfig
 from gradscope.data import Splits, load
 from gradscope.errors import ConfigError, ModelError
 from gradscope.recording.scope import Scope
-from gradscope.recording.watching import watch
 from gradscope.study.results import Status
+from gradscope.watching import watch
 
 _OBSERVE_EVERY_S = 0.5
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from gradscope.recording.scope import Scope
-from gradscope.recording.watching import watch
 from gradscope.trace.table import Trace
+from gradscope.watching import watch
 
 
 class Watched:

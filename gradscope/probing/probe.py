@@ -19,9 +19,9 @@ from gradscope.probing.loss import (
     Loss,
     loss_of,
 )
-from gradscope.recording.watching import watch
 from gradscope.theory.forecast import Forecast
 from gradscope.trace.table import Trace
+from gradscope.watching import watch
 
 
 def probe(

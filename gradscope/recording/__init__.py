@@ -1,6 +1,5 @@
-"""watch(): the gradients of any module, recorded while it trains."""
+"""The recording of gradients while a network trains; `gradscope.watching` begins one."""
 
 from gradscope.recording.scope import Scope
-from gradscope.recording.watching import DEFAULT_EVERY, watch
 
-__all__ = ["DEFAULT_EVERY", "Scope", "watch"]
+__all__ = ["Scope"]

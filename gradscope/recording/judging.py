@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,30 +10,37 @@ from gradscope.recording.listener import Listener
 from gradscope.recording.ration import Ration
 from gradscope.trace.table import Trace
 
+Follow = Callable[[Trace], tuple[int, tuple[Any, ...]]]
+"""Diagnoses a run as far as it is: the verdict as a number, and what changed since."""
+
 
 class Judging:
-    """Tells what changed in the diagnosis, within a ration of the time."""
+    """Tells what changed in the diagnosis, within a ration of the time.
 
-    def __init__(self, on_finding: Callable[[Any], Any] | None) -> None:
+    Args:
+        on_finding: the user's function, if there is one.
+        follower: makes what diagnoses, when it is first needed.
+    """
+
+    def __init__(
+        self, on_finding: Callable[[Any], Any] | None, follower: Callable[[], Follow]
+    ) -> None:
         self.verdict: float | None = None
         """The last one as a number; None before the first."""
         self._listener = Listener("on_finding", on_finding) if on_finding is not None else None
-        self._follow: Callable[[Trace], tuple[int, tuple[Any, ...]]] | None = None
+        self._follower = follower
+        self._follow: Follow | None = None
         self._ration = Ration()
         self._failed = False
 
     def look(self, trace: Callable[[], Trace], *, last: bool = False) -> None:
-        """Diagnose, if that is due, or if it is the last chance and somebody is to be told."""
-        due = self._listener is not None if last else self._ration.due()
-        if due and not self._failed:
+        """Diagnose, if that is due, or if it is the last chance."""
+        if (last or self._ration.due()) and not self._failed:
             self._ration.spend(lambda: self._look(trace))
 
     def _look(self, trace: Callable[[], Trace]) -> None:
         try:
-            if self._follow is None:
-                # By name: the rooms stand beside each other, and only who asks for it loads it.
-                room = importlib.import_module("gradscope.diagnosis.changes")
-                self._follow = room.Follower()
+            self._follow = self._follow or self._follower()
             verdict, changes = self._follow(trace())
         except Exception as fault:
             if strict():

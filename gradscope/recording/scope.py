@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from threading import get_ident
 from types import TracebackType
@@ -46,8 +46,7 @@ from gradscope.recording.parameters import ParameterReader
 from gradscope.recording.step_hooks import StepHooks
 from gradscope.recording.strangers import Strangers
 from gradscope.recording.unstepped import Unstepped
-from gradscope.trace.table import RecordedStep, Trace
-from gradscope.trace.vocabulary import STATISTICS
+from gradscope.trace.table import RecordedStep, Trace, nothing
 
 
 class Scope:
@@ -163,9 +162,12 @@ class Scope:
             return
         self._guard.wrap("at its end", self._look_for_unseen_steps)()
         self._leave()
-        self._guard.wrap("at its end", partial(self._tell, last=True))()
+        if self._live is not None:
+            self._guard.wrap("at its end", partial(self._tell, self._live.end, self._step))()
         self._guard.wrap("at its end", self._buffer.release)()
         self._trace = self.trace()
+        if self._live is not None:
+            self._live.close(self._trace)
 
     def trace(self) -> Trace:
         """What was recorded so far, whole steps only; copies the device buffer once."""
@@ -178,13 +180,7 @@ class Scope:
         try:
             return self._build_trace(self._buffer.rows_at_hand())
         except Exception:  # noqa: BLE001 - said already; nothing can be told but why
-            return Trace(
-                (),
-                (),
-                torch.empty((0, 0, len(STATISTICS)), dtype=torch.float32, device="cpu"),
-                torch.empty((0, 0), dtype=torch.bool, device="cpu"),
-                metadata={"blind_spots": list(self.blind_spots)},
-            )
+            return nothing(blind_spots=list(self.blind_spots))
 
     def _leave(self) -> None:
         self._recording = False
@@ -336,16 +332,14 @@ class Scope:
         self._step += 1
         self._unstepped.forget()
         self._arm()
-        self._tell()
-
-    def _tell(self, *, last: bool = False) -> None:
         if self._live is not None:
-            self._live.tell(
-                self._buffer,
-                self._forward.structure,
-                lambda: self._build_trace(self._buffer.rows_at_hand()),
-                last=last,
-            )
+            self._tell(self._live.tell)
+
+    def _tell(self, listen: Callable[..., None], *args: Any) -> None:
+        def trace() -> Trace:
+            return self._build_trace(self._buffer.rows_at_hand())
+
+        listen(self._buffer, self._forward.structure, trace, *args)
 
     def _build_trace(self, rows: list[Row]) -> Trace:
         columns = self._buffer.columns

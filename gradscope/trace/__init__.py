@@ -1,5 +1,6 @@
 """The recorded table, its vocabulary and the structure of the network: what later stages read."""
 
+from gradscope.trace.file import SCHEMA_VERSION
 from gradscope.trace.structure import (
     Block,
     LossSide,
@@ -10,7 +11,6 @@ from gradscope.trace.structure import (
     Summary,
 )
 from gradscope.trace.table import (
-    SCHEMA_VERSION,
     TIME,
     NonFinite,
     Prediction,

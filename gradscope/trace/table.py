@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,24 +14,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gradscope.errors import TraceError, nearest, one_line
-from gradscope.trace.structure import (
-    Structure,
-)
+from gradscope.errors import TraceError, nearest
+from gradscope.trace.structure import Structure
 from gradscope.trace.vocabulary import KINDS, STATISTICS, Kind, place_of
 
 if TYPE_CHECKING:
     import pandas as pd
-from gradscope.trace.header import structure_of
-
-SCHEMA_VERSION = 2
-"""2 added what the optimizer holds, the side of the loss, three statistics and what was logged."""
 
 TIME = -1
 """`RecordedTensor.output` of a time step of the input of a fused recurrent layer (`nn.LSTM` and its
 like): the tensor is the slice at time `call`, and only the norm of its gradient is recorded."""
-
-_METADATA_KEY = b"gradscope"
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,10 +192,6 @@ class Trace:
         """
         import pandas as pd
 
-        return pd.DataFrame(self._columns())
-
-    def _columns(self) -> dict[str, Any]:
-        """Name of each column of the long table -> its values, from the top to the end."""
         rows, columns = self.present.nonzero(as_tuple=True)
         steps = [self.steps[i] for i in rows.tolist()]
         tensors = [self.tensors[i] for i in columns.tolist()]
@@ -222,7 +209,7 @@ class Trace:
         table["loss"] = [math.nan if s.loss is None else s.loss for s in steps]
         if self.histograms is not None:
             table["log2_histogram"] = list(self.histograms[rows, columns].numpy())
-        return table
+        return pd.DataFrame(table)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the table as Parquet, whole or not at all.
@@ -233,25 +220,11 @@ class Trace:
         Returns:
             The path.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        from gradscope.trace import file
 
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not by way of pandas, which takes as long as the whole training of a small cell.
-        columns = {
-            name: pa.array(values, from_pandas=True) for name, values in self._columns().items()
-        }
-        for name in ("kind", "module", "parameter"):
-            columns[name] = columns[name].dictionary_encode()
-        header = json.dumps(_header(self)).encode()
-        table = pa.table(columns, metadata={_METADATA_KEY: header})
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-        try:
-            pq.write_table(table, temporary, compression="zstd")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        file.write(self, path, path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"))
         return path
 
     @classmethod
@@ -261,86 +234,17 @@ class Trace:
         Raises:
             TraceError: the file is missing, is no Parquet file of gradscope, or of a newer schema.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        from gradscope.trace import file
 
-        path = Path(path)
-        if not path.is_file():
-            raise TraceError(f"{path}: no such file; give a Parquet file that Trace.save() wrote")
-        try:
-            table = pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            raise TraceError(
-                f"{path}: not a readable Parquet file ({one_line(error, 200)}); "
-                "give a file that Trace.save() wrote"
-            ) from error
-        raw = (table.schema.metadata or {}).get(_METADATA_KEY)
-        if raw is None:
-            raise TraceError(
-                f"{path}: a Parquet file, but not of gradscope; give a file that Trace.save() wrote"
-            )
-        header = json.loads(raw)
-        if header["schema_version"] > SCHEMA_VERSION:
-            raise TraceError(
-                f"{path}: schema version {header['schema_version']} is newer than this gradscope "
-                f"reads ({SCHEMA_VERSION}); upgrade gradscope"
-            )
-        return _from_table(cls, table.to_pandas(), header)
+        return file.read(Path(path))
 
 
-def _header(trace: Trace) -> dict[str, Any]:
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "tensors": [dataclasses.asdict(t) for t in trace.tensors],
-        "steps": [dataclasses.asdict(s) for s in trace.steps],
-        "structure": dataclasses.asdict(trace.structure),
-        "predictions": [dataclasses.asdict(p) for p in trace.predictions],
-        "logged": {name: list(series) for name, series in trace.logged.items()},
-        "metadata": trace.metadata,
-    }
-
-
-def _from_table(cls: type[Trace], table: pd.DataFrame, header: dict[str, Any]) -> Trace:
-    tensors = tuple(RecordedTensor(**{**t, "shape": tuple(t["shape"])}) for t in header["tensors"])
-    steps = tuple(RecordedStep(**s) for s in header["steps"])
-    column_of = {_identity(t): i for i, t in enumerate(tensors)}
-    row_of = {s.step: i for i, s in enumerate(steps)}
-    with torch.device("cpu"):  # whatever the default of the process
-        columns = torch.tensor([column_of[key] for key in _identities(table)], dtype=torch.long)
-        rows = torch.tensor([row_of[step] for step in table["step"]], dtype=torch.long)
-        values = torch.full(
-            (len(steps), len(tensors), len(STATISTICS)), math.nan, dtype=torch.float32
-        )
-        present = torch.zeros((len(steps), len(tensors)), dtype=torch.bool)
-        known = table.reindex(columns=list(STATISTICS))  # an older file lacks some
-        measured = known.to_numpy("float32", copy=True)
-        values[rows, columns] = torch.from_numpy(measured)
-        present[rows, columns] = True
-        histograms = None
-        if "log2_histogram" in table:
-            counts = torch.tensor([list(h) for h in table["log2_histogram"]], dtype=torch.int32)
-            histograms = torch.zeros((len(steps), len(tensors), counts.shape[1]), dtype=torch.int32)
-            histograms[rows, columns] = counts
-    return cls(
-        tensors=tensors,
-        steps=steps,
-        values=values,
-        present=present,
-        structure=structure_of(header["structure"]),
-        predictions=tuple(Prediction(**p) for p in header["predictions"]),
-        histograms=histograms,
-        logged={
-            name: tuple((int(step), float(value)) for step, value in series)
-            for name, series in header.get("logged", {}).items()
-        },
-        metadata=header["metadata"],
+def nothing(**metadata: Any) -> Trace:
+    """A trace without a row."""
+    return Trace(
+        (),
+        (),
+        torch.empty((0, 0, len(STATISTICS)), dtype=torch.float32, device="cpu"),
+        torch.empty((0, 0), dtype=torch.bool, device="cpu"),
+        metadata=metadata,
     )
-
-
-def _identity(tensor: RecordedTensor) -> tuple[str, str, str, int, int]:
-    return (tensor.kind, tensor.module, tensor.parameter, tensor.call, tensor.output)
-
-
-def _identities(table: pd.DataFrame) -> Iterator[tuple[str, str, str, int, int]]:
-    columns = (table[name] for name in ("kind", "module", "parameter", "call", "output"))
-    yield from zip(*columns, strict=True)

@@ -14,8 +14,8 @@ from torch import nn
 
 from gradscope.ablation.store import Store
 from gradscope.errors import ConfigError
-from gradscope.recording.watching import watch
 from gradscope.study.results import CellResult, Epoch, History
+from gradscope.watching import watch
 
 FLOATS = st.floats()
 ANY_TEXT = st.text(st.characters())  # lone surrogates too: they stand in names of files

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from gradscope.models import ModelConfig, build
-from gradscope.recording.watching import watch
+from gradscope.watching import watch
 
 # (skip, batch norm, init) -> range of the first convolution's gradient norm over that of the last
 # block, for depth 32 and for depth 64, as measured independently of this package with one seed.

@@ -41,8 +41,18 @@ def network():
     return nn.Sequential(nn.Linear(3, 6), Residual(), Residual(), nn.Linear(6, 1))
 
 
+VERDICT = "gradscope/total/verdict"
+
+
+def of_steps(log):
+    """The log without the verdict of the end."""
+    return lambda numbers, step: None if set(numbers) == {VERDICT} else log(numbers, step)
+
+
 def train(model, steps=6, **options):
-    """Its trace, and the state that the training ended in."""
+    """Its trace, and the state that the training ended in; a log is told of steps alone."""
+    if callable(options.get("log")):
+        options["log"] = of_steps(options["log"])
     torch.manual_seed(1)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     with gradscope.watch(model, optimizer, **options) as scope:
@@ -189,7 +199,8 @@ def test_a_copy_that_is_late_is_told_later_and_in_order(monkeypatch):
     monkeypatch.setattr(buffer, "Copy", Late)
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with gradscope.watch(model, optimizer, every=2, log=lambda n, s: told.append(s)) as scope:
+    log = of_steps(lambda n, s: told.append(s))
+    with gradscope.watch(model, optimizer, every=2, log=log) as scope:
         for i in range(5):
             if i == 3:
                 arrived.append(True)
@@ -202,3 +213,20 @@ def test_a_copy_that_is_late_is_told_later_and_in_order(monkeypatch):
             optimizer.step()
     assert told == [0, 2, 4, 6]
     assert len(scope.trace().steps) == 4
+
+
+def test_a_short_training_is_told_its_verdict_at_the_end():
+    """At the number of its steps, which no log has passed; nothing where no step was recorded."""
+    model, told = network(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with gradscope.watch(model, optimizer, every=2, log=lambda n, s: told.append((n, s))) as scope:
+        for _ in range(4):
+            model(torch.randn(2, 3)).sum().backward()
+            optimizer.step()
+    assert [step for _, step in told] == [0, 2, 4]
+    verdict = gradscope.diagnose(scope.trace()).verdict
+    codes = ["healthy", "inconclusive", "vanishing", "stalled", "exploding", "dead"]
+    assert told[-1][0] == {VERDICT: float(codes.index(verdict.value))}
+    with gradscope.watch(model.requires_grad_(False), log=lambda n, s: told.append((n, s))):
+        pass
+    assert len(told) == 3, "of a training without a step there is nothing to say"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,10 +11,13 @@ import torch
 from torch import nn
 
 from gradscope.errors import GradscopeError, RecorderError, nearest
+from gradscope.recording.assemble import git_revision
 from gradscope.recording.buffer import StatisticsBuffer
+from gradscope.recording.judging import Follow, Judging
 from gradscope.recording.live import Live, Log
 from gradscope.recording.optimizers import innermost
 from gradscope.recording.readable import DETAILS, Detail
+from gradscope.recording.saving import Saving
 from gradscope.recording.scope import Scope
 from gradscope.recording.watched import is_watched
 
@@ -34,6 +38,7 @@ def watch(
     log: Log | None = None,
     detail: Detail = "blocks",
     on_finding: Callable[[Any], Any] | None = None,
+    save: str | os.PathLike[str] | None = None,
 ) -> Scope:
     """Record the gradients of a network while it trains, without touching the training loop.
 
@@ -60,6 +65,11 @@ def watch(
         on_finding: called with a `gradscope.diagnosis.Change` when a warning or an error of the
             diagnosis appears, worsens or ends, in the thread of the loop. The run is diagnosed so
             seldom that it takes less than one per cent of the time, and once at the end.
+        save: a Parquet file that is written as it goes, so seldom that it takes less than one per
+            cent of the time, and whole at any moment: a training that is killed loses what was
+            recorded since the last write. `Trace.load`, ``gradscope diagnose``, ``report`` and
+            ``follow`` read it meanwhile. With several ranks give one of them a path, or each its
+            own.
 
     Returns:
         A scope; use it with ``with``, or call ``close()``.
@@ -90,8 +100,12 @@ def watch(
         raise RecorderError(
             "this model is watched already; close() the first scope before a second"
         )
-    told = log is not None or on_finding is not None
-    live = Live(log, detail, on_finding) if told else None
+    judging = Judging(on_finding, _follower) if log is not None or on_finding is not None else None
+    saving = Saving(save) if save is not None else None
+    live = None
+    if judging is not None or saving is not None:
+        live = Live(log, detail, judging, saving)
+        git_revision()  # asks another process: now, not within a step
     settings = partial(
         Scope,
         buffer=StatisticsBuffer(every, max_steps, histograms=histograms),
@@ -106,5 +120,11 @@ def watch(
         raise
     except Exception as fault:  # noqa: BLE001 - it is the user's training that is about to begin
         idle = settings(nn.Module(), ())
-        idle._guard.trip("before the first step", fault)
+        idle._guard.trip("before the first step", fault)  # noqa: SLF001 - a scope born at fault
         return idle
+
+
+def _follower() -> Follow:
+    from gradscope.diagnosis.changes import Follower  # where somebody asks for it
+
+    return Follower()
