@@ -227,6 +227,6 @@ def test_a_short_training_is_told_its_verdict_at_the_end():
     verdict = gradscope.diagnose(scope.trace()).verdict
     codes = ["healthy", "inconclusive", "vanishing", "stalled", "exploding", "dead"]
     assert told[-1][0] == {VERDICT: float(codes.index(verdict.value))}
-    with gradscope.watch(model.requires_grad_(False), log=lambda n, s: told.append((n, s))):
+    with gradscope.watch(network(), log=lambda n, s: told.append((n, s))):
         pass
     assert len(told) == 3, "of a training without a step there is nothing to say"

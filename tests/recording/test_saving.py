@@ -296,15 +296,15 @@ def test_a_training_that_is_killed_loses_at_most_one_write(tmp_path, monkeypatch
         process = subprocess.Popen(
             [sys.executable, "-c", KILLED.format(root=root), str(path)],
             stdout=subprocess.PIPE,
-            text=True,
+            bufsize=0,  # what is read ahead would be lost to communicate()
         )
-        while process.stdout.readline() != "written 0\n":  # the first step, at once
+        while process.stdout.readline() != b"written 0\n":  # the first step, at once
             assert process.poll() is None
         time.sleep(chance.uniform(0, 1.0))
         process.kill()
         events = [line.split() for line in process.communicate(timeout=WAIT_S)[0].splitlines()]
-        begun = [int(step) for what, step in events if what == "begins"]
-        written = [int(step) for what, step in events if what == "written"]
+        begun = [int(step) for what, step in events if what == b"begins"]
+        written = [int(step) for what, step in events if what == b"written"]
         found = gradscope.Trace.load(path)
         lasts.append(found.steps[-1].step)
         assert found.metadata["running"] is True
