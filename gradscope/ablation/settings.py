@@ -39,16 +39,27 @@ class TrainConfig(Config):
     args: dict[str, Any] = Field(default_factory=dict)
     """What the function finds in ``run.config.train.args``."""
     epochs: PositiveInt = 1
+    """Passes over the training images."""
     batch_size: PositiveInt = 32
+    """Images of a step."""
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    """Of `torch.optim`."""
     lr: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    """Learning rate, the same at every step."""
     betas: tuple[_Beta, _Beta] = (0.9, 0.99)
+    """Of Adam and AdamW."""
     momentum: float = Field(0.9, ge=0, lt=1)
+    """Of SGD."""
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    """As the optimizer means it: with AdamW apart from the gradient, else added to it."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """``bf16``: forward and loss under autocast, weights in float32."""
     channels_last: bool = True
+    """Whether images and weights lie with the channels last, which is faster on most machines."""
     clip_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Gradients of a larger norm, over all parameters, are scaled down to it; None: never."""
     eval_batch_size: PositiveInt = 256
+    """Images at a time where nothing is learned; the numbers do not depend on it."""
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> TrainConfig:
@@ -73,7 +84,9 @@ class RecordConfig(Config):
     """What the recorder keeps of one cell."""
 
     every: PositiveInt = 1
+    """Record every so many steps."""
     activations: bool = True
+    """Record outputs of modules and the gradients at them too."""
 
 
 class CellConfig(Config):
@@ -96,9 +109,13 @@ class ResourcesConfig(Config):
     """What one cell needs of a machine; see `gradscope.engines.Resources`."""
 
     cpus: PositiveInt | None = None
+    """Processors, and so threads; None: an equal share of all."""
     gpus: float | None = Field(None, ge=0, allow_inf_nan=False)
+    """GPUs; a fraction shares one. None: one where there are any, or an equal share of all."""
     memory_gb: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Memory of the machine, in 10^9 bytes; None: no matter."""
     time_min: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Minutes after which a scheduler may end a cell; one machine alone does not ask."""
 
 
 Doom = Literal["vanishing", "exploding", "dead", "non-finite", "stalled", "disconnected"]
@@ -119,20 +136,32 @@ class GridConfig(Config):
     """The keys of a grid file."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Of the study: names the folder of the results and the report."""
     description: str = ""
+    """What is asked; the report opens with it."""
     model: dict[str, Any] | None = None
+    """The network; may be left out where a function of one's own trains, as ``data``."""
     data: dict[str, Any] | None = None
+    """The images."""
     train: dict[str, Any] = Field(default_factory=dict)
+    """How a cell is trained."""
     record: dict[str, Any] = Field(default_factory=dict)
+    """What is recorded of it."""
     seeds: list[int] = Field([0], min_length=1)
+    """Each variant is trained with each of them."""
     matrix: dict[str, list[Any]] = Field(default_factory=dict)
+    """Name of a setting, or its dotted path, -> the values that it takes; every combination is
+    trained."""
     exclude: list[dict[str, Any]] = Field(default_factory=list)
+    """Combinations that are left out: all that agree with one of these."""
     include: list[dict[str, Any]] = Field(default_factory=list)
+    """Further variants, by the settings in which they differ from the base."""
     objectives: dict[str, Literal["min", "max"]] = Field(default_factory=dict)
     """Which logged metrics the effects are computed of, and which way is better."""
     resources: ResourcesConfig = ResourcesConfig()
+    """What a cell needs of a machine."""
     stop: StopConfig | None = None
-    """None: every cell runs to its end."""
+    """Which cells are ended early; None: every cell runs to its end."""
 
 
 EPOCH_METRICS = (

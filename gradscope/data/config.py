@@ -27,6 +27,7 @@ class DataConfig(BaseModel):
     train_per_class: PositiveInt | None = None
     """At most so many training images of each class; None: all."""
     val_per_class: PositiveInt | None = None
+    """The same of the images to judge by."""
     size: PositiveInt = 64
     """Images are resized to size x size pixels."""
     overlap: Literal["drop", "largest"] = "drop"

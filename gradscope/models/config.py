@@ -40,6 +40,7 @@ class InitConfig(BaseModel):
     ``xavier``: Var w = 2 / (fan_in + fan_out) (Glorot & Bengio 2010); ``orthogonal``: 1312.6120,
     which has one distribution, the uniform one."""
     distribution: Literal["uniform", "normal"] = "uniform"
+    """Of the same variance."""
     layers: tuple[str, ...] = ("Conv2d",)
     """Class names of the layers whose ``weight`` is drawn anew; a base class covers its heirs."""
 

@@ -79,12 +79,17 @@ class Summary:
     name: str
     """For example ``input``, ``input[1]``, ``target``."""
     shape: tuple[int, ...] = ()
+    """With the examples first."""
     dtype: str = ""
+    """For example ``float32``."""
     mean: float = math.nan
+    """Over all elements, as std, low and high; NaN where not measured."""
     std: float = math.nan
-    """Over all elements, as mean, low and high; NaN where not measured."""
+    """Standard deviation."""
     low: float = math.nan
+    """The least element."""
     high: float = math.nan
+    """The largest."""
     variation: float = math.nan
     """Variance over the examples / mean square, 0 to 1; NaN where not measured."""
 
@@ -129,7 +134,9 @@ class Structure:
     """What a recorder learned about a network from one forward pass."""
 
     modules: tuple[ModuleInfo, ...] = ()
+    """In the order in which they first ran."""
     blocks: tuple[Block, ...] = ()
+    """From the input to the output; chi is measured over them."""
     unused: tuple[str, ...] = ()
     """Trainable parameters whose module never ran and that got no gradient."""
     frozen: tuple[str, ...] = ()

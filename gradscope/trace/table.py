@@ -31,6 +31,8 @@ class RecordedTensor:
     """One tensor that was measured at every recorded step: a column of the dense array."""
 
     kind: Kind
+    """``weight``: gradient at a parameter; ``activation``: output of a module; ``activation_grad``:
+    gradient at that output."""
     module: str
     """Dotted path of the module that owns the parameter or made the output."""
     parameter: str
@@ -63,7 +65,9 @@ class RecordedStep:
     """One optimizer step that was recorded: a row of the dense array."""
 
     step: int
+    """Which step of the optimizer, from 0."""
     epoch: int = 0
+    """What ``scope.epoch`` was."""
     loss_scale: float = 1.0
     """Factor by which a GradScaler had multiplied the loss; recorded gradients are unscaled."""
     skipped: bool = False
