@@ -23,17 +23,19 @@ import gradscope
 FOLDER = "reference"
 
 
-def write(docs: Path) -> None:
-    """Write every page, where its text has changed.
+def write(docs: Path, site: Path) -> None:
+    """Write every page, where its text has changed, and the reports of the gallery.
 
     Args:
         docs: the folder of the sources.
+        site: the folder of what is built.
     """
     torch.set_num_threads(1)  # the networks are small
-    for name, page in PAGES.items():
-        path = docs / FOLDER / f"{name}.md"
-        path.parent.mkdir(exist_ok=True)
-        text = page()
+    folder = docs / FOLDER
+    folder.mkdir(exist_ok=True)
+    pages = {name: make() for name, make in PAGES.items()} | {"gallery": gallery(site / "gallery")}
+    for name, text in pages.items():
+        path = folder / f"{name}.md"
         if not path.is_file() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
 
@@ -47,6 +49,15 @@ and what they do: [](../grids.md)."""
 COMMANDS = """\
 `gradscope COMMAND --help` says the same. Exit codes: 0 done and healthy; 1 done, and a network is
 unhealthy or a cell failed; 2 bad input, or a machine that cannot; 130 interrupted."""
+GALLERY = """\
+Reports of small networks, most of them sick in a known way, trained for a few steps by
+`python -m examples.gallery`. [How to read them](../reading.md)."""
+STUDIES = """\
+## Studies
+
+What a grid leaves: 32 variants of HW5Net on drawn images ([report](../../reports/hw5.html)), the
+reference study on real images ([report](../../reports/hw5-study.html)), and its whole matrix, 64
+cells ([report](../../reports/hw5-coco.html)). What came out: [the study](../study.md)."""
 JSON = """\
 With `--json` a command prints one document and nothing else on stdout; numbers that are not finite
 are `null`. New keys may come, known ones stay."""
@@ -250,6 +261,22 @@ def _value(kind: Any) -> str:
     return {int: "N", float: "NUMBER", Path: "FILE"}.get(kind, "TEXT")
 
 
+def gallery(folder: Path) -> str:
+    """The page of reports of sick networks; the reports are written into a folder of the site."""
+    from examples import gallery as made
+
+    lines = ["# Gallery", "", GALLERY]
+    for patient, diagnosis in made.draw(folder):
+        lines += ["", f"## {patient.title}", "", patient.what, ""]
+        lines += [f'<a href="../{folder.name}/{patient.name}.html">Open the report</a>.', ""]
+        lines += ["```text", *textwrap.wrap(f"verdict: {diagnosis.verdict}", 90)]
+        for finding in diagnosis.findings:
+            told = f"[{finding.severity.value}] {finding.kind}: {finding.where}. {finding.message}"
+            lines += textwrap.wrap(told, 90, subsequent_indent="    ")
+        lines.append("```")
+    return "\n".join([*lines, "", STUDIES]) + "\n"
+
+
 def json_page() -> str:
     """What ``--json`` prints, by example and key by key."""
     lines = ["# JSON", "", JSON]
@@ -292,6 +319,7 @@ def documents() -> dict[str, tuple[Any, Mapping[str, str]]]:
         **{f"findings[].evidence.*.{name}": text for name, text in described(Evidence).items()},
         **{f"rests_on.{name}": text for name, text in described(RestsOn).items()},
         "findings[].evidence": "names of numbers -> each with its unit",
+        "findings[].evidence.*": "one number",
         "findings[].evidence.*.value": "`null` where it is not finite",
         "rests_on.first": "the first of them",
         "rests_on.last": "the last of them",
@@ -329,11 +357,13 @@ PROBE_KEYS = {
     "slope_decades_per_block": "change of the gradient norm towards the input, robust",
     "slope_interval": "95 % interval of it",
     "blocks": "from the input on",
+    "blocks[].block": "its name",
     "blocks[].chi": "measured factor of the gradient over the block; `null` for the first",
     "blocks[].predicted_chi": "the same by theory",
     "blocks[].predicted_log_std": "standard deviation of its logarithm at finite width",
     "blocks[].prediction": "which result was used, or why none applies",
     "outputs": "of the network",
+    "outputs[].output": "place in what the network returns",
     "outputs[].shape": "with the examples first",
     "outputs[].rms": "size of its numbers",
     "probe": "what it was run with",

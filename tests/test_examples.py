@@ -66,3 +66,22 @@ def test_the_perceptrons_learn_digits():
     result, _ = train_cell(cell, objectives=grid.objectives)
     assert result.status == "done"
     assert result.history.last("accuracy") > 0.9
+
+
+@pytest.mark.slow
+def test_the_gallery_shows_what_it_says():
+    """Each network ails from what it was built to ail from; batch norm by the factor of theory."""
+    from examples.gallery import PATIENTS, record
+    from gradscope.diagnosis import diagnose, gradient_flow
+
+    traces = {patient.name: record(patient) for patient in PATIENTS}
+    verdicts = {name: diagnose(trace).verdict.value for name, trace in traces.items()}
+    assert verdicts == {
+        "dead": "dead",
+        "exploding-norm": "exploding",
+        "transformer": "vanishing",
+        "hw5net": "healthy",
+        "net3": "vanishing",
+    }
+    per_layer = 0.5 * math.log10(math.pi / (math.pi - 1))  # Yang et al. 1902.08129
+    assert gradient_flow(traces["exploding-norm"]).slope == pytest.approx(per_layer, rel=0.05)
