@@ -7,6 +7,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 USE = """
@@ -24,6 +26,7 @@ assert explain("vanishing").limits
 """
 
 
+@pytest.mark.slow
 def test_a_wheel_has_all_that_it_needs(tmp_path):
     """The wheel, unpacked elsewhere, records by its kernels, writes a report, explains."""
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(tmp_path)]

@@ -15,7 +15,7 @@ from gradscope.ablation.claims import claimed, is_claimed, sweep
 from gradscope.ablation.store import Store
 from gradscope.engines.task import InProcess
 
-WAIT_S = 120.0
+WAIT_S = 300.0
 
 
 def test_a_claim_has_one_owner_and_ends_with_it(tmp_path):

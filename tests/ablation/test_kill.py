@@ -102,7 +102,7 @@ def test_a_run_killed_ten_times_ends_with_the_same_table(tiny):
             time.sleep(chance.uniform(0, first_cell_s))
         else:  # while cells are trained and stored
             run.wait_for(chance.randint(1, 3))
-            time.sleep(chance.uniform(0, 2 * cell_s))
+            time.sleep(chance.uniform(0, cell_s))
         run.kill()
         finished.append(_stored(stormy))
     assert finished == sorted(finished), "a finished cell was lost"

@@ -64,6 +64,7 @@ def test_environment_is_json_and_complete():
     assert all(facts.values())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's allocator is set")
 def test_memory_is_kept_between_steps():
     """Ten steps of 80 MB fault in fewer than a tenth of the pages that they do else."""

@@ -31,7 +31,7 @@ from gradscope.engines.local import Local
 from gradscope.engines.task import Event, InProcess
 from gradscope.errors import ConfigError, DataError
 
-WAIT_S = 120.0
+WAIT_S = 300.0
 
 
 class Diary:
@@ -424,7 +424,7 @@ def run_with_little_room(tiny, limit):
 @pytest.mark.parametrize(
     "limit",
     [
-        20_000,  # results and traces fit, the page does not
+        pytest.param(20_000, marks=pytest.mark.slow),  # results and traces fit, the page does not
         2_000,  # the trace of a cell does not
         pytest.param(500, marks=pytest.mark.slow),  # the description of the grid does not
         pytest.param(100, marks=pytest.mark.slow),  # the images do not
@@ -448,7 +448,7 @@ def test_a_full_disk_is_one_line_wherever_it_happens(tiny, limit):
         assert invoke(tiny.path, "--jobs", 1).exit_code == 0
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.slow)])
 def test_an_interruption_keeps_what_is_finished(tiny, name):
     """Exit code 130, one line on how to go on, no process left; the same command goes on."""
     tiny.grid(matrix={"pause": [0.0, 60.0]})

@@ -277,7 +277,7 @@ def test_processes_at_once(tiny, cache):
         racer.stdin.write("go\n")
         racer.stdin.flush()
     for racer in racers:
-        told.append(racer.communicate(timeout=60)[0].split())
+        told.append(racer.communicate(timeout=300)[0].split())
         assert racer.returncode == 0
     assert len({(fingerprint, total) for fingerprint, total, _ in told}) == 1
     expected = sum(sum(tiny.colour("train", number)) * 16 * 16 for number in range(120))

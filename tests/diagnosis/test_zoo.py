@@ -104,7 +104,7 @@ def hw5net(depth, skip, batch_norm, init, seed, batch=4):
     return diagnose(zoo.watch_member(member))
 
 
-@pytest.mark.parametrize("depth", [32, 64])
+@pytest.mark.parametrize("depth", [32, pytest.param(64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("variant", HW5NET, ids=str)
 def test_hw5net_variants(variant, depth):
     """Each variant of the reference network gets the verdict of theory and publication."""

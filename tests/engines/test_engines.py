@@ -18,7 +18,7 @@ from gradscope.engines.ray import Ray
 from gradscope.engines.task import Event, InProcess
 from gradscope.errors import ConfigError
 
-WAIT_S = 60.0
+WAIT_S = 300.0
 """More than any of it takes on a busy machine."""
 
 

@@ -93,8 +93,8 @@ def cluster(monkeypatch):
         munge = [f"--{option}={folder / file}" for option, file in files.items()]
         try:
             for command in (["munged", "--force", *munge], ["slurmctld", "-c"], ["slurmd", "-c"]):
-                subprocess.run(command, check=True, timeout=30, stdout=subprocess.DEVNULL)
-            subprocess.run(["srun", "--immediate=60", "true"], check=True, timeout=90)
+                subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
+            subprocess.run(["srun", "--immediate=120", "true"], check=True, timeout=180)
             yield
         finally:
             for daemon in ("slurmd", "slurmctld", "munged"):
@@ -106,7 +106,7 @@ def stop(pid):
     """End a daemon and wait for its end."""
     process = psutil.Process(pid)
     process.terminate()
-    process.wait(30)
+    process.wait(120)
 
 
 def test_what_is_asked_of_the_scheduler(tmp_path):

@@ -30,7 +30,7 @@ SEED_FACTOR = 2.5
 """One seed against another: the table holds in order of magnitude and sign."""
 
 
-@pytest.mark.parametrize("depth", [32, 64])
+@pytest.mark.parametrize("depth", [32, pytest.param(64, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("variant", TABLE)
 def test_first_over_last_gradient(variant, depth):
     """First over last gradient norm of one step on noise, for every switch setting."""
