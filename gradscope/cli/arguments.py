@@ -1,12 +1,16 @@
-"""Checks of arguments that need no torch: a wrong one is answered before torch is loaded."""
+"""Arguments of several commands, and checks that need no torch: a wrong one is answered at once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from gradscope.errors import ConfigError, TraceError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 _PARQUET = b"PAR1"
 """With which such a file begins and ends."""

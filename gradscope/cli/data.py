@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from gradscope.cli.arguments import AsJson
+
 
 class _Overlap(StrEnum):
     drop = "drop"
@@ -36,9 +38,6 @@ _Size = Annotated[int, typer.Option(min=1, max=4096, help="Pixels of each side."
 _DataSeed = Annotated[int, typer.Option(min=0, help="Of the draw of images.")]
 
 
-_AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-
-
 def data_coco(  # noqa: PLR0917 - typer passes them by name
     root: Annotated[
         Path,
@@ -58,7 +57,7 @@ def data_coco(  # noqa: PLR0917 - typer passes them by name
         float, typer.Option(min=0, max=1, help="Share of unreadable images that stops.")
     ] = 0.01,
     seed: _DataSeed = 0,
-    as_json: _AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Read and cache the images of a COCO folder; show how many there are of each class."""
     _prepare(
@@ -91,7 +90,7 @@ def data_demo(  # noqa: PLR0917 - typer passes them by name
     val_per_class: _PerVal = None,
     size: _Size = 64,
     seed: _DataSeed = 0,
-    as_json: _AsJson = False,
+    as_json: AsJson = False,
 ) -> None:
     """Draw the demo set, five classes in cluttered scenes; show how many there are of each."""
     from gradscope.cli import data_view

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from gradscope.cli.arguments import AsJson
+
 
 def diagnose(
     source: Annotated[
@@ -17,9 +19,7 @@ def diagnose(
             show_default=False,
         ),
     ],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the diagnosis as JSON and nothing else.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Judge a recorded run, or every cell of a grid; exit code 1 when one is unhealthy."""
     from gradscope.cli.arguments import check_trace

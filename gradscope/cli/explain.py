@@ -6,13 +6,15 @@ from typing import Annotated
 
 import typer
 
+from gradscope.cli.arguments import AsJson
+
 
 def explain(
     kind: Annotated[
         str | None,
         typer.Argument(help="A verdict or a kind of finding; none lists all.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Tell what a verdict or a finding means, how it is found, and what else looks like it."""
     import json

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gradscope.cli.arguments import argument, check_inputs, writable
+from gradscope.cli.arguments import AsJson, argument, check_inputs, writable
 from gradscope.errors import ConfigError
 
 
@@ -63,7 +63,7 @@ def probe(  # noqa: PLR0917 - typer passes them by name
     remedies: Annotated[
         bool, typer.Option("--try", help="Try remedies on copies and rank them.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+    as_json: AsJson = False,
     html: Annotated[
         Path | None, typer.Option(help="Write a report too.", metavar="FILE", show_default=False)
     ] = None,
