@@ -1,224 +1,268 @@
-"""The labelled zoo, judged by gradscope and by the published rules of other tools.
-
-    python benchmarks/published_rules.py [--seeds 3] [--first-seed 0] [KIND ...]
-
-The rules are implemented from their documentation, with its default thresholds:
+"""The published rules of other tools, from their documentation, with its default thresholds.
 
 - SageMaker Debugger, "List of Debugger built-in rules": VanishingGradient (mean |g| of a gradient
-  below 1e-7), ExplodingTensor (NaN or Inf), DeadRelu (more than 50 % of a layer's units active less
-  than 1 % of the time), PoorWeightInitialization (variances of activation inputs apart by more than
-  10, or the narrowest 5 to 95 % range of a gradient below 0.001), WeightUpdateRatio (above 10 or
-  below 1e-8).
+  below 1e-7), ExplodingTensor (NaN or Inf), DeadRelu (more than 50 % of a layer's units active in
+  less than 1 % of the cases), SaturatedActivation (the same of inputs beyond +-9.5 of a tanh, or
+  beyond -23 and 17 of a sigmoid), LossNotDecreasing (less than 0.1 % over ten steps),
+  WeightUpdateRatio (above 10 or below 1e-8), AllZero (a tensor of zeros),
+  PoorWeightInitialization (variances of activation inputs apart by more than 10, or the range of a
+  gradient from 5 to 95 % narrower than 0.001, in the first ten steps).
 - AUTOTRAINER (Zhang et al., ICSE 2021): vanishing (first/last layer's gradient below 1e-3 and the
   first below 1e-4), exploding (first/last above 70, or NaN or Inf), dying ReLU (70 % or more of a
-  layer's gradients are zero).
+  layer's gradients are zero). Its rules on accuracy need a validation set and are left out.
 
-They know sick from healthy, not one verdict from another, so that is what they are asked. Rules on
-the loss curve need more steps than a look at the gradients takes and are left out.
+A rule tells where it fired. `CAUSES` says which findings it can mean.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections import Counter
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-
-import zoo
-
-import gradscope
-
 
 @dataclass
 class Step:
-    """What the rules look at, of one training step."""
+    """What the rules look at, of one training step; names in the order of the network."""
 
-    grads: dict[str, Tensor] = field(default_factory=dict)
-    """Parameter -> gradient, in the order of the network."""
-    updates: dict[str, float] = field(default_factory=dict)
+    mean_grad: dict[str, float] = field(default_factory=dict)
+    """Parameter -> mean |g|."""
+    zero_grad: dict[str, float] = field(default_factory=dict)
+    """Parameter -> share of its gradient that is zero."""
+    narrow: dict[str, float] = field(default_factory=dict)
+    """Parameter -> range of its gradient from 5 to 95 %, in the first ten steps."""
+    update: dict[str, float] = field(default_factory=dict)
     """Parameter -> norm of its change / norm of itself."""
-    relu: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    """Input and output of each ReLU."""
+    matrices: list[str] = field(default_factory=list)
+    """Parameters with a gradient and more than one dimension."""
+    broken: list[str] = field(default_factory=list)
+    """Tensors with NaN or Inf."""
+    zeros: list[str] = field(default_factory=list)
+    """Tensors of zeros."""
+    inactive: dict[str, float] = field(default_factory=dict)
+    """ReLU -> share of its units that are active in less than 1 % of the cases."""
+    saturated: dict[str, float] = field(default_factory=dict)
+    """Tanh or sigmoid -> share of its units whose inputs lie beyond its ends in all but 1 %."""
+    variance: dict[str, float] = field(default_factory=dict)
+    """Activation -> variance of its input."""
+    loss: float = math.nan
 
 
-def observe(member: zoo.Member) -> list[Step]:
-    """Train the member as its label says, and keep what the rules need."""
-    model = member.model.train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = (member.optimizer or (lambda p: torch.optim.SGD(p, lr=0.0)))(parameters)
-    steps = []
-    for _ in range(member.steps):
-        step = Step()
+class Observer:
+    """Takes down what the rules need while a network trains, by hooks of its own."""
 
-        def keep(
-            module: nn.Module, args: tuple[Tensor, ...], output: Tensor, step: Step = step
-        ) -> None:
-            del module
-            step.relu.append((args[0].detach(), output.detach()))
+    def __init__(self, model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+        self.steps: list[Step] = []
+        self._model = model
+        self._now = Step()
+        self._before: dict[str, Tensor] = {}
+        self._hooks: list[Any] = []
+        self._optimizers = list(optimizers)
 
-        hooks = [m.register_forward_hook(keep) for m in model.modules() if isinstance(m, nn.ReLU)]
-        optimizer.zero_grad()
-        (member.loss or zoo.classify)(model(*member.inputs), member.targets).backward()
-        for hook in hooks:
+    def __enter__(self) -> Self:
+        for name, module in self._model.named_modules():
+            if isinstance(module, nn.ReLU | nn.Tanh | nn.Sigmoid):
+
+                def keep(m: nn.Module, args: Any, out: Tensor, name: str = name) -> None:
+                    self._activation(name, m, args[0].detach(), out.detach())
+
+                self._hooks.append(module.register_forward_hook(keep))
+        first, last = self._optimizers[0], self._optimizers[-1]
+        self._hooks.append(first.register_step_pre_hook(lambda *_: self._gradients()))
+        self._hooks.append(last.register_step_post_hook(lambda *_: self._updates()))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        for hook in self._hooks:
             hook.remove()
-        named = [(n, p) for n, p in model.named_parameters() if p.grad is not None]
-        step.grads = {n: p.grad.clone() for n, p in named}
-        before = {n: p.detach().clone() for n, p in named}
-        optimizer.step()
-        step.updates = {
-            n: ((p.detach() - before[n]).norm() / (before[n].norm() + 1e-9)).item()
-            for n, p in named
-        }
-        steps.append(step)
-    return steps
+
+    def losses(self, values: dict[int, float]) -> None:
+        """The loss of each step, by its number."""
+        for i, step in enumerate(self.steps):
+            step.loss = values.get(i, math.nan)
+
+    def _activation(self, name: str, module: nn.Module, given: Tensor, out: Tensor) -> None:
+        step = self._now
+        step.variance[name] = given.float().var().item() if given.numel() > 1 else 0.0
+        if not bool(torch.isfinite(out).all()):
+            step.broken.append(name)
+        if out.dim() < 2:
+            return
+        if isinstance(module, nn.ReLU):
+            step.inactive[name] = (_per_unit(out > 0) < 0.01).float().mean().item()
+        else:
+            low, high = (-9.4999, 9.4999) if isinstance(module, nn.Tanh) else (-23.0, 16.99999)
+            step.saturated[name] = (
+                (_per_unit((given > low) & (given < high)) < 0.01).float().mean().item()
+            )
+
+    def _gradients(self) -> None:
+        step = self._now
+        for name, parameter in self._model.named_parameters():
+            self._before[name] = parameter.detach().clone()
+            grad = parameter.grad
+            if grad is None or grad.is_sparse or not grad.numel():
+                continue
+            grad = grad.float()
+            step.mean_grad[name] = grad.abs().mean().item()
+            step.zero_grad[name] = (grad == 0).float().mean().item()
+            if step.zero_grad[name] == 1:
+                step.zeros.append(name)
+            if not math.isfinite(step.mean_grad[name]):
+                step.broken.append(name)
+            elif len(self.steps) < 10:
+                some = grad.flatten()[:: max(1, grad.numel() // 2**16)]
+                ends = torch.quantile(some, torch.tensor([0.05, 0.95]))
+                step.narrow[name] = (ends[1] - ends[0]).item()
+            if grad.dim() > 1:
+                step.matrices.append(name)
+            if grad.dim() > 1 and not bool(parameter.detach().any()):
+                step.zeros.append(name)
+
+    def _updates(self) -> None:
+        for name, parameter in self._model.named_parameters():
+            if name in self._now.mean_grad and name in self._before:
+                before = self._before[name].float()
+                change = (parameter.detach().float() - before).norm()
+                self._now.update[name] = (change / (before.norm() + 1e-9)).item()
+        self.steps.append(self._now)
+        self._now, self._before = Step(), {}
 
 
-def vanishing_gradient(steps: list[Step]) -> bool:
+def _per_unit(hits: Tensor) -> Tensor:
+    """Share of hits for each channel or feature."""
+    return hits.transpose(0, 1).flatten(1).float().mean(1)
+
+
+Rule = Callable[[list[Step]], Iterator[str]]
+"""Where it fired: names of tensors and modules."""
+
+
+def vanishing_gradient(steps: list[Step]) -> Iterator[str]:
     """SageMaker: the mean magnitude of a gradient is below 1e-7."""
-    return any(g.abs().mean() < 1e-7 for step in steps for g in step.grads.values())
+    for step in steps:
+        yield from (name for name, mean in step.mean_grad.items() if mean < 1e-7)
 
 
-def exploding_tensor(steps: list[Step]) -> bool:
+def exploding_tensor(steps: list[Step]) -> Iterator[str]:
     """SageMaker: NaN or Inf anywhere."""
-    tensors = (
-        t
-        for step in steps
-        for t in (*step.grads.values(), *(x for pair in step.relu for x in pair))
-    )
-    return any(not torch.isfinite(t).all() for t in tensors)
+    for step in steps:
+        yield from step.broken
 
 
-def dead_relu(steps: list[Step]) -> bool:
-    """SageMaker: more than half of a layer's units are active in less than 1 % of the cases."""
-    return any(
-        ((out > 0).transpose(0, 1).flatten(1).float().mean(1) < 0.01).float().mean() > 0.5
-        for step in steps
-        for _, out in step.relu
-        if out.dim() > 1
-    )
+def dead_relu(steps: list[Step]) -> Iterator[str]:
+    """SageMaker: more than half of a layer's units are hardly ever active."""
+    for step in steps:
+        yield from (name for name, share in step.inactive.items() if share > 0.5)
 
 
-def poor_initialization(steps: list[Step]) -> bool:
+def saturated_activation(steps: list[Step]) -> Iterator[str]:
+    """SageMaker: more than half of a layer's units are hardly ever between the bounds."""
+    for step in steps:
+        yield from (name for name, share in step.saturated.items() if share > 0.5)
+
+
+def loss_not_decreasing(steps: list[Step]) -> Iterator[str]:
+    """SageMaker: over ten steps the loss falls by less than 0.1 %."""
+    for i in range(10, len(steps), 10):
+        before, now = steps[i - 10].loss, steps[i].loss
+        if now > before - 0.001 * abs(before):
+            yield "loss"
+
+
+def weight_update_ratio(steps: list[Step]) -> Iterator[str]:
+    """SageMaker: update/weight above 10 or below 1e-8; needs an optimizer that moves."""
+    for step in steps if len(steps) > 1 else []:
+        yield from (name for name, ratio in step.update.items() if not 1e-8 <= ratio <= 10)
+
+
+def all_zero(steps: list[Step]) -> Iterator[str]:
+    """SageMaker: all elements of a tensor are zero."""
+    for step in steps:
+        yield from step.zeros
+
+
+def poor_initialization(steps: list[Step]) -> Iterator[str]:
     """SageMaker: activation inputs of unlike variance, or a narrow gradient, in the first steps."""
     for step in steps[:10]:
-        variances = [given.var().item() for given, _ in step.relu]
-        if variances and max(variances) > 10 * min(variances):
-            return True
-        for grad in step.grads.values():
-            ends = torch.quantile(grad.flatten()[: 2**24], torch.tensor([0.05, 0.95]))
-            if ends[1] - ends[0] < 0.001:
-                return True
-    return False
+        if step.variance and max(step.variance.values()) > 10 * min(step.variance.values()):
+            yield max(step.variance, key=lambda name: step.variance[name])
+        yield from (name for name, width in step.narrow.items() if width < 0.001)
 
 
-def update_ratio(steps: list[Step]) -> bool:
-    """SageMaker: update/weight above 10 or below 1e-8; needs an optimizer that moves."""
-    return len(steps) > 1 and any(
-        not 1e-8 <= ratio <= 10 for step in steps for ratio in step.updates.values()
-    )
-
-
-def autotrainer_vanishing(steps: list[Step]) -> bool:
+def autotrainer_vanishing(steps: list[Step]) -> Iterator[str]:
     """AUTOTRAINER: first/last < 1e-3 and first < 1e-4."""
-    return any(_first(s) / _last(s) < 1e-3 and _first(s) < 1e-4 for s in steps if s.grads)
+    for step in steps:
+        name, first, last = _ends(step)
+        if first < 1e-4 and first < 1e-3 * last:
+            yield name
 
 
-def autotrainer_exploding(steps: list[Step]) -> bool:
+def autotrainer_exploding(steps: list[Step]) -> Iterator[str]:
     """AUTOTRAINER: first/last > 70, or a gradient that is not finite."""
-    broken = any(not torch.isfinite(g).all() for s in steps for g in s.grads.values())
-    return broken or any(_first(s) / _last(s) > 70 for s in steps if s.grads)
+    for step in steps:
+        yield from (name for name in step.broken if name in step.mean_grad)
+        name, first, last = _ends(step)
+        if first > 70 * last:
+            yield name
 
 
-def autotrainer_dying(steps: list[Step]) -> bool:
+def autotrainer_dying(steps: list[Step]) -> Iterator[str]:
     """AUTOTRAINER: 70 % or more of the gradients of a layer are zero."""
-    return any((g == 0).float().mean() >= 0.7 for s in steps for g in s.grads.values())
+    for step in steps:
+        yield from (name for name, share in step.zero_grad.items() if share >= 0.7)
 
 
-def _weights(step: Step) -> list[Tensor]:
-    return [g for g in step.grads.values() if g.dim() > 1] or list(step.grads.values())
+def _ends(step: Step) -> tuple[str, float, float]:
+    names = step.matrices or list(step.mean_grad)
+    if not names:
+        return "", math.nan, math.nan
+    return names[0], step.mean_grad[names[0]], step.mean_grad[names[-1]]
 
 
-def _first(step: Step) -> float:
-    return _weights(step)[0].abs().mean().item()
-
-
-def _last(step: Step) -> float:
-    return _weights(step)[-1].abs().mean().item() or 1e-30
-
-
-Judge = Callable[[list[Step]], bool]
-
-SAGEMAKER: dict[str, Judge] = {
+SAGEMAKER: dict[str, Rule] = {
     "VanishingGradient": vanishing_gradient,
     "ExplodingTensor": exploding_tensor,
     "DeadRelu": dead_relu,
+    "SaturatedActivation": saturated_activation,
+    "LossNotDecreasing": loss_not_decreasing,
+    "WeightUpdateRatio": weight_update_ratio,
+    "AllZero": all_zero,
     "PoorWeightInitialization": poor_initialization,
-    "WeightUpdateRatio": update_ratio,
 }
-AUTOTRAINER: dict[str, Judge] = {
+AUTOTRAINER: dict[str, Rule] = {
     "vanishing": autotrainer_vanishing,
     "exploding": autotrainer_exploding,
     "dying ReLU": autotrainer_dying,
 }
 
+_DEAD = {"dead", "dead-units", "zero-gradient", "zero-initialised", "constant-output"}
+_EXPLODING = {"exploding", "exploding-forward", "exploding-backward"}
 
-def main() -> None:
-    """Judge and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kinds", nargs="*", default=list(zoo.KINDS), metavar="KIND")
-    parser.add_argument("--seeds", type=int, default=3, help="members per kind")
-    parser.add_argument("--first-seed", type=int, default=0)
-    options = parser.parse_args()
-    judges: dict[str, dict[str, Judge]] = {
-        "SageMaker": SAGEMAKER,
-        "SageMaker, gradients only": {"VanishingGradient": vanishing_gradient},
-        "AUTOTRAINER": AUTOTRAINER,
-    }
-    scores = {name: Counter() for name in ("gradscope", *judges)}
-    fired: Counter[str] = Counter()
-    exact = 0
-    columns = [f"{name:>26}" for name in scores]
-    print(f"{'called sick, of ' + str(options.seeds):32}{'label':10}" + "".join(columns))
-    for kind in options.kinds:
-        sick = Counter()
-        for seed in range(options.first_seed, options.first_seed + options.seeds):
-            member = zoo.draw(kind, seed)
-            verdict = gradscope.diagnose(zoo.watch_member(member)).verdict
-            exact += verdict in member.label
-            called = {"gradscope": verdict in zoo.SICK}
-            member = zoo.draw(kind, seed)  # as it was before training
-            steps = observe(member)
-            for name, rules in judges.items():
-                hits = [rule for rule, judge in rules.items() if judge(steps)]
-                called[name] = bool(hits)
-                if member.is_healthy and name != "SageMaker, gradients only":
-                    fired.update(f"{name}: {rule}" for rule in hits)
-            for name, is_sick in called.items():
-                sick[name] += is_sick
-                scores[name]["right"] += is_sick != member.is_healthy
-                scores[name]["false alarms"] += is_sick and member.is_healthy
-                scores[name]["misses"] += not is_sick and not member.is_healthy
-        label = "healthy" if member.is_healthy else "sick"
-        print(f"{kind:32}{label:10}" + "".join(f"{sick[name]:26d}" for name in scores))
-    total = len(options.kinds) * options.seeds
-    print(f"\n{total} networks; gradscope names the right kind of sickness in {exact}")
-    for name, score in scores.items():
-        share = score["right"] / total
-        print(
-            f"{name:26} right {share:6.1%}  false alarms {score['false alarms']:4d}  "
-            f"misses {score['misses']:4d}"
-        )
-    print("\nrules that fired on healthy networks:")
-    for rule, count in fired.most_common():
-        print(f"  {rule:40} {count:4d}")
-
-
-if __name__ == "__main__":
-    main()
+CAUSES: dict[str, set[str]] = {
+    "VanishingGradient": {"vanishing", "underflow", "zero-gradient", "zero-initialised"},
+    "ExplodingTensor": {"non-finite", "non-finite-loss", *_EXPLODING},
+    "DeadRelu": _DEAD,
+    "SaturatedActivation": {"saturation"},
+    "LossNotDecreasing": {"not-learning"},
+    "WeightUpdateRatio": {
+        "updates-too-large", "updates-too-small", "updates-lost", "updates-fade", "not-moving",
+        "learning-rate-zero", "not-in-optimizer", "clipped",
+    },
+    "AllZero": {*_DEAD, "zeroed-before-step"},
+    "PoorWeightInitialization": {"units-alike", "odd-layer", "vanishing", *_EXPLODING},
+    "vanishing": {"vanishing"},
+    "exploding": {"non-finite", "updates-too-large", *_EXPLODING},
+    "dying ReLU": _DEAD,
+}  # fmt: skip
+"""Rule -> findings and verdicts that it can mean, taken generously."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 from gradscope.diagnosis.case import Case
@@ -106,6 +107,17 @@ def dead(case: Case) -> str:
     return _sentence(steps)
 
 
+def silent_loss() -> str:
+    """What to look for where the loss gives no gradient."""
+    return _sentence(
+        [
+            "look for a mask or weights that leave nothing of the loss",
+            "for a clamp, a ReLU or a margin at the loss that all outputs lie beyond",
+            "and for an activation at the output that has died or is at its bound",
+        ]
+    )
+
+
 def saturation(case: Case) -> str:
     """What brings units back from their bounds."""
     steps = ["scale the weights down (xavier_normal_)"]
@@ -121,6 +133,20 @@ def disconnected() -> str:
             "look for detach(), no_grad(), .data or a detour over numpy on the way to the loss",
             "look for an output that the loss does not use",
             "set requires_grad=False if they are meant to be frozen",
+        ]
+    )
+
+
+def cut_at_loss() -> str:
+    """Where to look for a loss that nothing is behind."""
+    return _sentence(
+        [
+            (
+                "compute the loss from the outputs themselves: a new tensor of their numbers "
+                "(torch.tensor(x, requires_grad=True), .item(), .detach(), numpy) and argmax or "
+                "round have no history, and requires_grad_() does not bring it back"
+            ),
+            "call loss.backward() before optimizer.step()",
         ]
     )
 
@@ -284,14 +310,31 @@ def odd(name: str, decades: float) -> str:
     )
 
 
-def rate(highest: float, middle: float) -> str:
-    """A learning rate that gives the usual update of a thousandth."""
+def rate(highest: float, middle: float, *, eps: float = 0.0) -> str:
+    """A learning rate that gives the usual update of a thousandth.
+
+    Args:
+        highest: largest update/weight.
+        middle: typical update/weight.
+        eps: of the optimizer, where it is larger than the gradients.
+    """
+    if eps:
+        return _sentence(
+            [f"lower the optimizer's eps of {eps:.3g}, beside which the gradients are nothing"]
+        )
     factor = 1e-3 / (middle or highest) if middle or highest else 0.0
     if not factor:
         return _sentence(["raise the learning rate: the updates are lost in rounding"])
     change = "raise" if factor > 1 else "lower"
-    size = factor if factor > 1 else 1 / factor
-    return _sentence([f"{change} the learning rate by about {size:.0e}, to updates of 1e-3"])
+    size = times(max(factor, 1 / factor))
+    return _sentence([f"{change} the learning rate by {size}, to updates of 1e-3"])
+
+
+def times(factor: float) -> str:
+    """A factor in words, to its first digit: ``a factor of about 3,000``."""
+    power = 10 ** math.floor(math.log10(factor))
+    rounded = round(factor / power) * power
+    return f"a factor of about {rounded:,.0f}" if rounded < 1e6 else f"about {rounded:.0e} times"
 
 
 def _mostly_plain(case: Case) -> bool:

@@ -167,6 +167,15 @@ class Case:
         return bool(self.held) and not bool(self.trace.present[:, weights].any())
 
     @cached_property
+    def is_cut_at_loss(self) -> bool:
+        """Whether outputs with a history were seen, and never a gradient at any of them."""
+        made, back = (
+            any(bool(self.trace.present[:, i].any()) for i, _ in self.columns(kind))
+            for kind in ("activation", "activation_grad")
+        )
+        return made and not back
+
+    @cached_property
     def blocks(self) -> dict[str, Block]:
         """The blocks by name."""
         return {block.name: block for block in self.structure.blocks}

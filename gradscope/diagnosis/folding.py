@@ -26,8 +26,14 @@ _EXPLAINED_BY = {
         "vanishing",
         "zero-gradient",
     },
+    "dead-units": {"target-scale"},
+    "exploding-backward": {"target-scale"},
+    "exploding-forward": {"target-scale", "unbounded-loss"},
+    "no-gradients": {"disconnected"},
     "non-finite-loss": {"non-finite"},
-    "zero-gradient": {"norm-of-one", "softmax-of-one"},
+    "unbounded-loss": {"likelihood-of-logits", "target-range"},
+    "updates-too-large": {"target-scale"},
+    "zero-gradient": {"non-finite-loss", "norm-of-one", "softmax-of-one", "target-scale"},
 }
 """Kind -> the errors that make it."""
 

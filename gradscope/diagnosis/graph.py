@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gradscope.diagnosis import limits
 from gradscope.diagnosis.case import Case, listed
-from gradscope.diagnosis.loss_side import operations, output_name, output_shape
+from gradscope.diagnosis.loss_side import operations, output_module, output_name, output_shape
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 from gradscope.layers import WEIGHTED, is_norm, names
 from gradscope.trace.structure import ModuleInfo, Softmax
@@ -27,6 +27,7 @@ _LINEAR = PASSIVE | {
         "MkldnnConvolution",
         "Mm",
         "Mul",
+        "NativeDropout",
         "Neg",
         "Select",
         "Split",
@@ -37,8 +38,12 @@ _LINEAR = PASSIVE | {
     )
     for i in range(2)
 }
-"""Nodes that leave a network of weights linear; a product of two outputs is none, but comes with
+"""Nodes that leave a network of weights linear, or scale it at random; a product of two outputs is
+none, but comes with
 other nodes that are not in here."""
+
+
+_PRODUCTS = {"BmmBackward0", "MmBackward0", "ScaledDotProductFlashAttentionForCpuBackward0"}
 
 
 def one_element(case: Case) -> Iterator[Finding]:
@@ -149,13 +154,14 @@ def no_activation(case: Case) -> Iterator[Finding]:
         and case.modules[t.module].type in weighted
     ]
     ran = [info for info in case.structure.modules if info.order >= 0]
-    made = {name for info in ran for name in info.operations}
+    ends = operations(case)[:1] if output_module(case) not in case.weighted else ()
+    made = {name for info in ran for name in _own(case, info, ends)}
     if len(layers) < 2 or not made or not made <= _LINEAR:
         return
     if any(info.type in {"RNN", "LSTM", "GRU"} for info in ran):
         return
-    ends = min(layers[0].shape[1], layers[-1].shape[0])
-    if any(t.shape[0] < ends for t in layers[:-1]):  # a factorisation, or an autoencoder
+    least = min(layers[0].shape[1], layers[-1].shape[0])
+    if any(t.shape[0] < least for t in layers[:-1]):  # a factorisation, or an autoencoder
         return
     severe = len(layers) >= limits.MIN_LINEAR
     yield Finding(
@@ -168,6 +174,13 @@ def no_activation(case: Case) -> Iterator[Finding]:
         "Put an activation such as ReLU or GELU after each layer but the last.",
         Verdict.STALLED if severe else None,
     )
+
+
+def _own(case: Case, info: ModuleInfo, last: tuple[str, ...]) -> tuple[str, ...]:
+    """What a module computes, but for an activation that makes the output of the network."""
+    if info.name != output_module(case) or {*info.operations} & _PRODUCTS:
+        return info.operations
+    return tuple(n for n in info.operations if n.partition("Backward")[0] not in last)
 
 
 def _softmax_of_one(case: Case, info: ModuleInfo) -> Finding:

@@ -12,7 +12,7 @@ from gradscope.diagnosis.graph import (
     unscaled_attention,
 )
 from gradscope.diagnosis.inputs import constant_input, input_scale
-from gradscope.diagnosis.loss import broken_loss, loss_fit, not_learning, target_range
+from gradscope.diagnosis.loss import broken_loss, loss_fit, not_learning, unbounded_loss
 from gradscope.diagnosis.movement import movement
 from gradscope.diagnosis.optimizer import membership, unregistered
 from gradscope.diagnosis.origin import where_nonfinite
@@ -20,6 +20,12 @@ from gradscope.diagnosis.outliers import odd_blocks, odd_layers
 from gradscope.diagnosis.parameters import disconnected, structural, unused
 from gradscope.diagnosis.rate import learning_rate, updates, weight_decay
 from gradscope.diagnosis.sight import rests_on, unseen
+from gradscope.diagnosis.targets import (
+    constant_target,
+    target_broadcast,
+    target_range,
+    target_scale,
+)
 from gradscope.diagnosis.timeline import Timeline
 from gradscope.diagnosis.trends import growth_and_decay
 from gradscope.diagnosis.units import dead_units, saturation
@@ -41,7 +47,11 @@ _ONCE = (
     structural,
     loss_fit,
     target_range,
+    target_broadcast,
+    target_scale,
+    constant_target,
     broken_loss,
+    unbounded_loss,
     not_learning,
     input_scale,
     constant_input,

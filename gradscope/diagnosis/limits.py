@@ -158,6 +158,16 @@ MIN_LOSSES = 20
 FLAT_LOSS = 0.02
 """Share of the loss by which it must have fallen over them to be falling."""
 
+MIN_LABELS = 16
+"""Examples in a batch of three or more classes of which it is no chance that all have one label."""
+
+RUN_AWAY = 10.0
+"""Factor by which a loss below zero, and the outputs with it, must have grown to have no bound."""
+
+HARDLY_LEARNED = 0.9
+"""Loss over that of a constant prediction above which next to nothing was learned: where an output
+that does not fit the loss, or steps that are too small, explain it."""
+
 LONG_RUN = 200
 """Steps after which a loss at chance is an error: a network that learns anything is below it, if
 only by the frequencies of its classes; before, it may still be on its way."""

@@ -2,34 +2,30 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from gradscope.diagnosis import limits
 from gradscope.diagnosis.case import Case
-from gradscope.diagnosis.loss_side import chance, losses, operations, output_name
+from gradscope.diagnosis.loss_side import (
+    RANGE,
+    chance,
+    hardly_learned,
+    losses,
+    operations,
+    output_module,
+    output_name,
+)
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 from gradscope.trace.structure import Summary
-
-_RANGE = {
-    "Sigmoid": (0.0, 1.0),
-    "Softmax": (0.0, 1.0),
-    "Tanh": (-1.0, 1.0),
-    "Hardtanh": (-1.0, 1.0),
-    "Relu": (0.0, math.inf),
-    "Softplus": (0.0, math.inf),
-    "Exp": (0.0, math.inf),
-}
-"""What operations that can make an output are able to give."""
 
 _FREE = {"Addmm", "Mm", "Convolution", "Linear", "NativeLayerNorm"}
 """Operations whose output is bounded on no side: logits."""
 
 _WITH_LOGITS = "BinaryCrossEntropyWithLogits"
-_COMPARES = {"MseLoss", "SmoothL1Loss", "HuberLoss", "L1Loss", "Abs"}
+_LIKELIHOODS = {"NllLoss": "NLLLoss", "NllLoss2D": "NLLLoss", "KlDiv": "KLDivLoss"}
 
 
 class _Misfit(NamedTuple):
@@ -47,7 +43,10 @@ def loss_fit(case: Case) -> Iterator[Finding]:
     told = operations(case)
     if len(told) < 2:
         return
-    misfit = _misfit(*told[:2])
+    read = (
+        "KlDiv" if told[1:3] == ("Mul", "Sub") and told[3:4] in {("Sum",), ("Mean",)} else told[1]
+    )
+    misfit = _squared(case, told[0]) if read == "MseLoss" else _misfit(told[0], read)
     if misfit is not None:
         name = output_name(case)
         yield Finding(
@@ -76,18 +75,35 @@ def _misfit(made: str, read: str) -> _Misfit | None:
         return _before_softmax(made)
     if read == _WITH_LOGITS:
         return _before_sigmoid(made)
-    if read in {"NllLoss", "NllLoss2D"}:
-        return _before_likelihood(made)
-    if made == "Softmax" and read == "MseLoss":
-        return _Misfit(
-            "softmax-squared-error",
-            Severity.WARNING,
-            "A squared error of probabilities: where the softmax is sure of the wrong class, the "
-            "gradient is zero.",
-            "Give cross_entropy the logits instead.",
-            None,
-        )
+    if read in _LIKELIHOODS:
+        return _before_likelihood(made, _LIKELIHOODS[read])
     return None
+
+
+def _squared(case: Case, made: str) -> _Misfit | None:
+    """A squared error of probabilities of classes; a fault where nothing was learned with it."""
+    side = case.structure.loss
+    if made not in {"Sigmoid", "Softmax"} or side is None:
+        return None
+    stuck = any(_is_binary(target) for target in side.targets) and hardly_learned(case)
+    if made == "Sigmoid" and not stuck:
+        return None
+    return _Misfit(
+        "softmax-squared-error" if made == "Softmax" else "sigmoid-squared-error",
+        Severity.ERROR if stuck else Severity.WARNING,
+        f"A squared error of probabilities: where the {made.lower()} is sure of the wrong class, "
+        "the gradient is zero, and it is small everywhere"
+        + (": the loss is hardly below that of a constant prediction." if stuck else "."),
+        "Give cross_entropy the logits instead (or BCEWithLogitsLoss, for yes or no), and raise "
+        "the learning rate if the loss still hardly falls.",
+        Verdict.VANISHING if stuck else None,
+    )
+
+
+def _is_binary(target: Summary) -> bool:
+    """Whether targets are 0 and 1 alone: then their variance is mean (1 - mean)."""
+    bounds = abs(target.low) < limits.FLAT_LOSS and abs(target.high - 1) < limits.FLAT_LOSS
+    return bounds and abs(target.std**2 - target.mean * (1 - target.mean)) < limits.FLAT_LOSS / 2
 
 
 def _before_softmax(made: str) -> _Misfit | None:
@@ -112,7 +128,7 @@ def _before_softmax(made: str) -> _Misfit | None:
             None,
         )
     if made in {"Sigmoid", "Tanh", "Hardtanh"}:
-        low, high = _RANGE[made]
+        low, high = RANGE[made]
         return _Misfit(
             "bounded-logits",
             Severity.ERROR,
@@ -138,7 +154,7 @@ def _before_sigmoid(made: str) -> _Misfit | None:
     if made not in {"Sigmoid", "Softmax", "Tanh", "Relu", "Hardtanh"}:
         return None
     doubled = "The sigmoid is applied twice" if made == "Sigmoid" else "The logits are bounded"
-    low, high = _RANGE[made]
+    low, high = RANGE[made]
     reach = " to ".join(f"{1 / (1 + math.exp(-x)):.2g}" for x in (low, high))
     return _Misfit(
         "double-sigmoid" if made == "Sigmoid" else "bounded-logits",
@@ -151,12 +167,12 @@ def _before_sigmoid(made: str) -> _Misfit | None:
     )
 
 
-def _before_likelihood(made: str) -> _Misfit | None:
+def _before_likelihood(made: str, loss: str) -> _Misfit | None:
     if made == "Softmax":
         return _Misfit(
             "likelihood-of-probabilities",
             Severity.ERROR,
-            "NLLLoss is given probabilities, the output of a softmax, and expects their "
+            f"{loss} is given probabilities, the output of a softmax, and expects their "
             "logarithms: what is sure of the wrong class gets no gradient.",
             "End the network in log_softmax, or give cross_entropy the logits.",
             Verdict.VANISHING,
@@ -165,7 +181,7 @@ def _before_likelihood(made: str) -> _Misfit | None:
         return _Misfit(
             "likelihood-of-logits",
             Severity.ERROR,
-            "NLLLoss is given logits and expects logarithms of probabilities: the loss has no "
+            f"{loss} is given logits and expects logarithms of probabilities: the loss has no "
             "lower bound, and the logits grow without end.",
             "Give cross_entropy the logits, or end the network in log_softmax.",
             Verdict.EXPLODING,
@@ -173,71 +189,53 @@ def _before_likelihood(made: str) -> _Misfit | None:
     return None
 
 
-def target_range(case: Case) -> Iterator[Finding]:
-    """Targets that the output cannot reach, and targets of another shape than the output."""
-    told = operations(case)
-    if any(made == "Expand" and read in _COMPARES for made, read in itertools.pairwise(told)):
-        yield Finding(
-            "target-broadcast",
-            Severity.ERROR,
-            "loss",
-            "The loss stretches the output of the network to the shape of the targets: each output "
-            "is compared with the targets of all examples, and only their mean is learned.",
-            {},
-            "Give both the same shape: targets.unsqueeze(1), or output.squeeze(1).",
-            Verdict.STALLED,
-        )
-    for target in case.structure.loss.targets if case.structure.loss is not None else ():
-        if told:
-            yield from _out_of_range(case, told, target)
-
-
-def _out_of_range(case: Case, told: Sequence[str], target: Summary) -> Iterator[Finding]:
-    probability = told[-1].startswith("BinaryCrossEntropy")
-    low, high = (0.0, 1.0) if probability else _RANGE.get(told[0], (-math.inf, math.inf))
-    beyond = max(low - target.low, target.high - high)
-    if not beyond > max(limits.BEYOND_RANGE * target.std, 0.02):
-        return
-    bounds = f"[{low:g}, {high:g}]" if math.isfinite(high) else f"{low:g} and above"
-    evidence = {
-        "lowest": Evidence(target.low, "of the targets"),
-        "highest": Evidence(target.high, "of the targets"),
-    }
-    if probability:
-        message = (
-            "The targets of the binary cross entropy lie outside [0, 1]: the loss has no lower "
-            "bound, and the outputs grow without end."
-        )
-        remedy = "Make the targets 0 and 1: targets.float() of classes 0 and 1, masks over 255."
-    else:
-        message = (
-            f"The targets lie outside {bounds}, which is all that the {told[0].lower()} at the "
-            "output of the network can give: it is driven to its bound, where it has no gradient."
-        )
-        remedy = (
-            f"Remove the {told[0].lower()} at the end of the network, or scale the targets to its "
-            "range."
-        )
-    verdict = Verdict.EXPLODING if probability else Verdict.VANISHING
-    where = output_name(case)
-    yield Finding("target-range", Severity.ERROR, where, message, evidence, remedy, verdict)
-
-
 def broken_loss(case: Case) -> Iterator[Finding]:
     """A loss that is NaN or Inf; where a gradient is as well, that finding takes this one in."""
     broken = [s.step for s in case.trace.steps if s.loss is not None and not math.isfinite(s.loss)]
     if broken:
+        most = 2 * len(broken) >= len(case.trace.steps)
         yield Finding(
             "non-finite-loss",
-            Severity.WARNING,
+            Severity.ERROR if most else Severity.WARNING,
             "loss",
-            "The loss is NaN or Inf at some steps, while the gradients stay finite: those steps "
-            "teach nothing.",
+            f"The loss is NaN or Inf at {'most' if most else 'some'} steps, while the gradients "
+            "stay finite: those steps teach nothing.",
             {"steps": Evidence(len(broken), f"of {len(case.trace.steps)}")},
-            "Look for batches without a target: a mean over nothing is 0/0; divide by "
-            "max(count, 1), or leave such batches out.",
+            "Look for batches without a target, as where each label is the ignore_index: a mean "
+            "over nothing is 0/0; divide by max(count, 1), or leave such batches out.",
+            Verdict.NON_FINITE if most else None,
             since=broken[0],
         )
+
+
+def unbounded_loss(case: Case) -> Iterator[Finding]:
+    """A loss that falls below zero without end, and outputs that grow with it."""
+    known, third = losses(case), len(losses(case)) // 3
+    columns = [i for i, t in case.columns("activation") if t.module == output_module(case)]
+    if len(known) < limits.MIN_LOSSES or not columns:
+        return
+    first, last = (statistics.median(part) for part in (known[:third], known[-third:]))
+    sizes = case.values("rms", columns[-1])
+    grown = float(sizes[-1] / sizes[0]) if len(sizes) and sizes[0] > 0 else 0.0
+    runs = last < -limits.RUN_AWAY * max(abs(known[0]), limits.FLAT_LOSS) and last < first
+    if not runs or not grown >= limits.RUN_AWAY:
+        return
+    yield Finding(
+        "unbounded-loss",
+        Severity.ERROR,
+        "loss",
+        "The loss falls below zero without end, and the outputs of the network grow with it: it "
+        "has no lower bound.",
+        {
+            "loss": Evidence(last, "median of the last third of the steps"),
+            "start": Evidence(known[0], "at the first recorded step"),
+            "outputs": Evidence(grown, "times as large as at the start"),
+        },
+        "Look at the sign of the loss (a likelihood is maximised, its negative minimised) and at "
+        "what it expects: logarithms of probabilities for NLLLoss and KLDivLoss, targets within "
+        "[0, 1] for binary cross entropies; bound the outputs of a critic.",
+        Verdict.EXPLODING,
+    )
 
 
 def not_learning(case: Case) -> Iterator[Finding]:

@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import math
+import statistics
 
+from gradscope.diagnosis import limits
 from gradscope.diagnosis.case import Case
 from gradscope.trace.vocabulary import PASSIVE
+
+RANGE = {
+    "Sigmoid": (0.0, 1.0),
+    "Softmax": (0.0, 1.0),
+    "Tanh": (-1.0, 1.0),
+    "Hardtanh": (-1.0, 1.0),
+    "Relu": (0.0, math.inf),
+    "Softplus": (0.0, math.inf),
+    "Exp": (0.0, math.inf),
+}
+"""What operations that can make an output are able to give."""
 
 CROSS_ENTROPY = ("LogSoftmax", "NllLoss"), ("LogSoftmax", "NllLoss2D")
 
@@ -22,9 +35,14 @@ def operations(case: Case) -> tuple[str, ...]:
     return tuple(n.partition("Backward")[0] for n in side.operations if n not in PASSIVE)
 
 
+def output_module(case: Case) -> str:
+    """The module that made the output of the network; empty where that is the network itself."""
+    return case.modules[""].output if "" in case.modules else ""
+
+
 def output_name(case: Case) -> str:
-    """The module that made the output of the network."""
-    return case.modules[""].output or "(root)" if "" in case.modules else "(root)"
+    """The same, as it is told."""
+    return output_module(case) or "(root)"
 
 
 def chance(case: Case) -> float:
@@ -44,7 +62,7 @@ def chance(case: Case) -> float:
 
 def output_shape(case: Case) -> tuple[int, ...]:
     """Shape of the output of the network; empty where unknown."""
-    name = output_name(case)
+    name = output_module(case)
     shapes = [t.shape for _, t in case.columns("activation") if t.module == name]
     return shapes[-1] if shapes else ()
 
@@ -52,3 +70,14 @@ def output_shape(case: Case) -> tuple[int, ...]:
 def losses(case: Case) -> list[float]:
     """The finite values of the loss over the recorded steps."""
     return [s.loss for s in case.trace.steps if s.loss is not None and math.isfinite(s.loss)]
+
+
+def hardly_learned(case: Case) -> bool:
+    """Whether the loss is known to have stayed near that of a constant prediction."""
+    known, level = losses(case), chance(case)
+    third = len(known) // 3
+    return (
+        len(known) >= limits.MIN_LOSSES
+        and level > 0
+        and statistics.median(known[-third:]) > limits.HARDLY_LEARNED * level
+    )

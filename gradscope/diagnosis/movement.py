@@ -61,6 +61,8 @@ def _accumulating(case: Case) -> Iterator[Finding]:
 
 def _zeroed(case: Case) -> Iterator[Finding]:
     """Gradients that backward made and that are gone when the optimizer takes them."""
+    if case.is_cut_at_loss:
+        return
     if case.has_no_gradient and case.trace.steps and case.earlier is None:
         yield Finding(
             "zeroed-before-step",

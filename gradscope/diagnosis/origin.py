@@ -12,6 +12,7 @@ from gradscope.diagnosis import advice, limits
 from gradscope.diagnosis.case import Case
 from gradscope.diagnosis.optimizer import group_of
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
+from gradscope.trace.structure import Summary
 from gradscope.trace.table import RecordedTensor
 from gradscope.trace.vocabulary import place_of
 
@@ -146,7 +147,7 @@ def _first_output(case: Case, broken: Tensor) -> str | None:
 def _by_forward(case: Case, module: str, *, first: bool) -> _Origin:
     name = module or "(root)"
     info = case.modules.get(module)
-    inputs = [summary for summary in case.structure.inputs if _is_broken(summary.low)]
+    inputs = [summary for summary in case.structure.inputs if _is_broken(summary)]
     if first and inputs:
         return _Origin(
             inputs[0].name, "The input of the network holds NaN or Inf.", advice.broken_input()
@@ -216,5 +217,6 @@ def _by_backward(case: Case, broken: Tensor, row: int, *, loss_known: bool) -> _
     return _Origin(name, message, advice.broken_backward(operations))
 
 
-def _is_broken(value: float) -> bool:
-    return value in (float("inf"), float("-inf"))
+def _is_broken(given: Summary) -> bool:
+    """Whether an input that was measured held NaN or Inf."""
+    return bool(given.shape) and not math.isfinite(given.mean)

@@ -17,7 +17,20 @@ def disconnected(case: Case) -> Iterator[Finding]:
     No cut are those of a teacher (it ran under no_grad, or no optimizer holds it) and those whose
     output nobody reads, unless a later module was given something without a history in its stead.
     """
-    if not case.trace.steps or case.has_no_gradient:
+    if not case.trace.steps:
+        return
+    if case.has_no_gradient:
+        if case.is_cut_at_loss and case.earlier is None:
+            yield Finding(
+                "disconnected",
+                Severity.ERROR,
+                "loss",
+                "No backward pass reached the outputs of the network: the loss does not hang "
+                "together with them, or backward() is not called.",
+                {"steps": Evidence(len(case.trace.steps), "without any gradient")},
+                advice.cut_at_loss(),
+                Verdict.DISCONNECTED,
+            )
         return
     cuts: dict[tuple[str, str], list[str]] = {}
     aside: list[str] = []

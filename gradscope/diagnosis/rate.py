@@ -10,6 +10,7 @@ import torch
 
 from gradscope.diagnosis import advice, limits
 from gradscope.diagnosis.case import Case, listed
+from gradscope.diagnosis.loss_side import hardly_learned
 from gradscope.diagnosis.movement import movement
 from gradscope.diagnosis.optimizer import group_of, lowered, rate_of, rates, table
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
@@ -88,7 +89,7 @@ def updates(case: Case) -> Iterator[Finding]:
     if "gradients-accumulate" not in causes:
         yield from _too_large(case, columns, highest, middle, evidence)
     if not causes & _SMALL_BECAUSE and not any("rate" in c or "fade" in c for c in causes):
-        yield from _too_small(case, typical.tolist(), evidence, flat=stuck is not None)
+        yield from _too_small(case, columns, typical.tolist(), evidence, flat=stuck is not None)
 
 
 def weight_decay(case: Case) -> Iterator[Finding]:
@@ -166,7 +167,12 @@ def _too_large(
 
 
 def _too_small(
-    case: Case, typical: list[float], evidence: dict[str, Evidence], *, flat: bool
+    case: Case,
+    columns: list[int],
+    typical: list[float],
+    evidence: dict[str, Evidence],
+    *,
+    flat: bool,
 ) -> Iterator[Finding]:
     # Momentum adds up over the first steps: what it will make of them is what counts.
     highest = max(typical) * _momentum_to_come(case) * lowered(case)
@@ -174,7 +180,10 @@ def _too_small(
     if highest >= (limits.UPDATE_CREEPING if flat else limits.UPDATE_SMALL):
         return
     rising = highest >= limits.UPDATE_LOST and _warms_up(case, typical)
-    small = not rising and highest < (limits.UPDATE_SMALL if flat else limits.UPDATE_TOO_SMALL)
+    small = not rising and (
+        highest < (limits.UPDATE_SMALL if flat else limits.UPDATE_TOO_SMALL)
+        or (flat and hardly_learned(case))
+    )
     yield Finding(
         "updates-too-small",
         Severity.ERROR if small else Severity.WARNING,
@@ -184,9 +193,15 @@ def _too_small(
         + (": no run is long enough to learn with them" if small else "")
         + ("; they grow, as in a warm-up." if rising else "."),
         evidence,
-        advice.rate(max(typical), middle),
+        advice.rate(max(typical), middle, eps=_eps_in_the_way(case, columns)),
         Verdict.VANISHING if small else None,
     )
+
+
+def _eps_in_the_way(case: Case, columns: list[int]) -> float:
+    """The eps that an optimizer adds to the gradient it divides by, where it is more; else 0."""
+    eps = max((group.settings.get("eps", 0.0) for group in case.structure.groups), default=0.0)
+    return eps if eps > table(case, "rms", columns).nanmedian().item() else 0.0
 
 
 def _warms_up(case: Case, typical: list[float]) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gradscope.diagnosis import advice, limits
 from gradscope.diagnosis.case import Case, listed
-from gradscope.diagnosis.loss_side import chance, losses, output_name
+from gradscope.diagnosis.loss_side import chance, losses, output_module
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 from gradscope.trace.table import RecordedTensor
 
@@ -78,7 +78,7 @@ def _is_sure(case: Case, tensor: RecordedTensor) -> bool:
     """Whether it is the output of a network that has learned: then it is at a bound with reason."""
     known, level = losses(case), chance(case)
     sure = bool(known) and level > 0 and known[-1] < level * limits.SURE
-    return sure and tensor.module == output_name(case)
+    return sure and tensor.module == output_module(case)
 
 
 def _units(tensor: RecordedTensor) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradscope.diagnosis import limits
 from gradscope.diagnosis.case import Case, listed
-from gradscope.diagnosis.loss_side import output_name
+from gradscope.diagnosis.loss_side import output_module
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 from gradscope.layers import WEIGHTED, names
 from gradscope.trace.table import RecordedTensor
@@ -19,7 +19,7 @@ from gradscope.trace.vocabulary import place_of
 
 def collapse(case: Case) -> Iterator[Finding]:
     """The output of the network has become, or stays, the same for all examples."""
-    outputs = [(i, t) for i, t in case.columns("activation") if t.module == output_name(case)]
+    outputs = [(i, t) for i, t in case.columns("activation") if t.module == output_module(case)]
     for i, tensor in outputs[-1:]:
         rows, found = _known(case, i)
         if len(found) < 2 or _fits_targets(case, i, float(found[-1])):

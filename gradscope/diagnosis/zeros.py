@@ -9,6 +9,7 @@ import torch
 
 from gradscope.diagnosis import advice
 from gradscope.diagnosis.case import Case, listed
+from gradscope.diagnosis.loss_side import output_module
 from gradscope.diagnosis.movement import underflowing
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 from gradscope.trace.table import RecordedTensor
@@ -33,6 +34,18 @@ def zero_gradients(case: Case) -> Iterator[Finding]:
     """Gradients that arrive and are exactly zero, where nothing else explains it."""
     zeros = _read(case)
     if not zeros.gradients or any(underflowing(case)):
+        return
+    if _from_loss(case):
+        yield Finding(
+            "zero-gradient",
+            Severity.ERROR,
+            "loss",
+            "The loss gives the output of the network a gradient of exactly zero in every recorded "
+            "step: nothing is learned.",
+            {"parameters": Evidence(len(zeros.gradients), "with a gradient of exactly zero")},
+            advice.silent_loss(),
+            Verdict.DEAD,
+        )
         return
     names = [name for _, name in zeros.gradients]
     first = min(zeros.gradients)[0]
@@ -88,6 +101,13 @@ def zero_gradients(case: Case) -> Iterator[Finding]:
             "The gradient of these weights is exactly zero in every recorded step.",
             evidence,
         )
+
+
+def _from_loss(case: Case) -> bool:
+    """Whether the gradient is zero where it enters the network."""
+    columns = [i for i, t in case.columns("activation_grad") if t.module == output_module(case)]
+    norms = [case.values("norm", i) for i in columns]
+    return any(len(n) for n in norms) and all(bool((n == 0).all()) for n in norms)
 
 
 def _read(case: Case) -> _Zeros:

@@ -8,6 +8,7 @@ with is worked out from the outputs and the gradient at them.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class _First:
     step: int
     operations: tuple[str, ...]
     outputs: int
+    stretched: bool
     rows: Rows | None
 
 
@@ -89,8 +91,9 @@ class LossReader:
             rows, self._rows = self._rows, None
             if rows is not None:
                 rows.take_gradient(grad)
-            operations, outputs = _operations(loss.grad_fn, roots, calls)
-            self._first = _First(self._step, operations, outputs, rows)
+            order, ends = _between(loss.grad_fn, roots, calls)
+            operations, outputs = _operations(order, ends)
+            self._first = _First(self._step, operations, outputs, _stretches(order, ends), rows)
 
     def side(self, steps: Iterable[RecordedStep], *, scaled: bool) -> LossSide | None:
         """What was learned, for the trace; waits for the device.
@@ -105,11 +108,12 @@ class LossReader:
         operations = first.operations
         if scaled and operations and operations[-1] == "MulBackward0":
             operations = operations[:-1]
+        side = LossSide(operations, outputs=first.outputs, stretched=first.stretched)
         step = next((s for s in steps if s.step == first.step), None)
         if step is None or step.loss is None or first.rows is None:
-            return LossSide(operations, outputs=first.outputs)
+            return side
         targets, constant = compared(operations, first.rows, step.loss, step.loss_scale)
-        return LossSide(operations, targets, constant, first.outputs)
+        return dataclasses.replace(side, targets=targets, constant=constant)
 
 
 def _running() -> Tensor | None:
@@ -145,10 +149,10 @@ def _outermost(frame: FrameType | None) -> tuple[FrameType, str] | None:
     return found
 
 
-def _operations(
+def _between(
     loss: Any, roots: Sequence[Any], calls: Callable[[], Iterable[Any]]
-) -> tuple[tuple[str, ...], int]:
-    """Nodes from the outputs of the network to the loss, and how many outputs those are."""
+) -> tuple[list[Any], set[Any]]:
+    """Nodes from the outputs of the network to the loss, and which of them made the outputs."""
     ends = {node for node in roots if node is not None and node is not loss}
     if not ends:  # the network computes its loss itself
         ends = {node for node in calls() if node is not None and node is not loss}
@@ -157,6 +161,11 @@ def _operations(
         if node in ends or any(each in reaching for each in inputs):
             reaching.add(node)
             order.append(node)
+    return order, ends
+
+
+def _operations(order: Sequence[Any], ends: set[Any]) -> tuple[tuple[str, ...], int]:
+    """Names of the nodes from the outputs to the loss, and how many outputs those are."""
     read = [node for node in order if node in ends]
     made = [name for node in read for name in _maker(node)]
     names = (*made, *(name_of(node) for node in order if node not in ends))
@@ -164,6 +173,25 @@ def _operations(
     if len(names) > MOST_OPERATIONS:
         names = (*names[:half], *names[-half:])
     return names, len(read)
+
+
+def _stretches(order: Sequence[Any], ends: set[Any]) -> bool:
+    """Whether one number for each of n examples met n others: (n,) or (n, 1) became (n, n).
+
+    Where both sides come from the outputs, pairs of examples are meant.
+    """
+    inside, found = set(order), False
+    for node in order:
+        inputs = [(n, i) for n, i in node.next_functions if n in inside]
+        if node in ends or not name_of(node).startswith(("Expand", "Sub", "Rsub")):
+            continue
+        shape = tuple(node._input_metadata[0].shape)
+        if len(inputs) > 1 and shape[:1] == shape[1:]:
+            return False
+        given = [tuple(n._input_metadata[i].shape) for n, i in inputs]
+        n = shape[0] if shape else 0
+        found |= n > 1 and shape == (n, n) and given in ([(n,)], [(n, 1)])
+    return found
 
 
 def _maker(node: Any) -> list[str]:

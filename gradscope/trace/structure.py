@@ -108,6 +108,8 @@ class LossSide:
     recorded step; NaN where unknown."""
     outputs: int = 0
     """How many outputs of the network it was computed from; 0 where unknown."""
+    stretched: bool = False
+    """Whether one output for each of n examples, (n,) or (n, 1), was stretched to (n, n)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,9 @@ import re
 
 import cases_updates
 import faults_at_loss  # noqa: F401 - fills the casebook
+import faults_at_start  # noqa: F401
 import faults_in_graph  # noqa: F401
+import faults_of_recipe  # noqa: F401
 import pytest
 import sound_oddities  # noqa: F401
 import zoo

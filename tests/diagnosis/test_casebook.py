@@ -3,7 +3,9 @@
 import re
 
 import faults_at_loss  # noqa: F401 - fills the casebook
+import faults_at_start  # noqa: F401
 import faults_in_graph  # noqa: F401
+import faults_of_recipe  # noqa: F401
 import pytest
 import sound_oddities  # noqa: F401
 from casebook import SICK, SOUND, run

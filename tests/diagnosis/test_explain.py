@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 import faults_at_loss  # noqa: F401 - fills the casebook
+import faults_at_start  # noqa: F401
 import faults_in_graph  # noqa: F401
+import faults_of_recipe  # noqa: F401
 import pytest
 from casebook import SICK, run
 

@@ -1,0 +1,135 @@
+"""Findings on the targets: out of reach, of another shape or scale than the output, all alike."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+
+from gradscope.diagnosis import limits
+from gradscope.diagnosis.case import Case
+from gradscope.diagnosis.loss_side import (
+    CROSS_ENTROPY,
+    RANGE,
+    chance,
+    losses,
+    operations,
+    output_name,
+    output_shape,
+)
+from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
+from gradscope.trace.structure import Summary
+
+
+def target_range(case: Case) -> Iterator[Finding]:
+    """Targets that the output cannot reach."""
+    told = operations(case)
+    for target in _targets(case):
+        if told:
+            yield from _out_of_range(case, told, target)
+
+
+def target_broadcast(case: Case) -> Iterator[Finding]:
+    """Targets of another shape than the output."""
+    if case.structure.loss is not None and case.structure.loss.stretched:
+        yield Finding(
+            "target-broadcast",
+            Severity.ERROR,
+            "loss",
+            "The loss stretches the output of the network to the shape of the targets: each output "
+            "is compared with the targets of all examples, and only their mean is learned.",
+            {"examples": Evidence(math.prod(output_shape(case)), "each compared with all")},
+            "Give both the same shape: targets.unsqueeze(1), or output.squeeze(1).",
+            Verdict.STALLED,
+        )
+
+
+def target_scale(case: Case) -> Iterator[Finding]:
+    """Targets so large that the output is still far from them, or was thrown beyond them."""
+    every = [step.loss for step in case.trace.steps if step.loss is not None]
+    known, level = losses(case), chance(case)
+    for target in _targets(case):
+        size = math.hypot(target.mean, target.std)
+        if size < limits.INPUT_LARGE or not level > 0 or len(every) < limits.MIN_LOSSES:
+            continue
+        third = len(known) // 3
+        last = statistics.median(known[-third:]) if third else math.inf
+        far = last > limits.LOSS_AT_START * level and 2 * last > known[0]
+        flat = last > (1 - limits.FLAT_LOSS) * level and 2 * last > known[0]
+        if len(known) == len(every) and not far and not flat:
+            continue
+        yield Finding(
+            "target-scale",
+            Severity.ERROR,
+            "loss",
+            "The targets are large, while the outputs of a network start around one: after these "
+            "steps the loss is still no lower than that of a constant prediction, since it takes "
+            "many steps, or far too large ones, to get there.",
+            {
+                "rms": Evidence(size, "of the targets"),
+                "loss": Evidence(last, "median of the last third of the steps"),
+                "constant": Evidence(level, "the loss of a constant prediction"),
+            },
+            "Standardise the targets: subtract their mean and divide by their standard deviation, "
+            "and undo both for the predictions.",
+            Verdict.EXPLODING,
+        )
+
+
+def constant_target(case: Case) -> Iterator[Finding]:
+    """Classes that are the same for all examples."""
+    told, shape = operations(case), output_shape(case)
+    side = case.structure.loss
+    plain = told[-2:] == CROSS_ENTROPY[0] and told[0] in {"Addmm", "Mm", "Linear", "LogSoftmax"}
+    if side is None or side.constant != 0 or not plain or len(shape) != 2:
+        return
+    examples, classes = shape
+    if examples < limits.MIN_LABELS or len(case.trace.steps) < limits.MIN_STRETCH:
+        return
+    certain = classes > 2  # one of two classes may well be rare
+    yield Finding(
+        "constant-target",
+        Severity.ERROR if certain else Severity.WARNING,
+        "loss",
+        "All examples of the first recorded batch have the same label: the network learns to give "
+        "it whatever the input.",
+        {"examples": Evidence(examples, "with the same label"), "classes": Evidence(classes, "")},
+        "Look at the labels: an argmax of what are classes already gives 0 for all, and data "
+        "sorted by class must be shuffled.",
+        Verdict.DEAD if certain else None,
+    )
+
+
+def _targets(case: Case) -> Sequence[Summary]:
+    return case.structure.loss.targets if case.structure.loss is not None else ()
+
+
+def _out_of_range(case: Case, told: Sequence[str], target: Summary) -> Iterator[Finding]:
+    probability = told[-1].startswith("BinaryCrossEntropy")
+    low, high = (0.0, 1.0) if probability else RANGE.get(told[0], (-math.inf, math.inf))
+    beyond = max(low - target.low, target.high - high)
+    if not beyond > max(limits.BEYOND_RANGE * target.std, 0.02):
+        return
+    bounds = f"[{low:g}, {high:g}]" if math.isfinite(high) else f"{low:g} and above"
+    evidence = {
+        "lowest": Evidence(target.low, "of the targets"),
+        "highest": Evidence(target.high, "of the targets"),
+    }
+    if probability:
+        message = (
+            "The targets of the binary cross entropy lie outside [0, 1]: the loss has no lower "
+            "bound, and the outputs grow without end."
+        )
+        remedy = "Make the targets 0 and 1: targets.float() of classes 0 and 1, masks over 255."
+    else:
+        message = (
+            f"The targets lie outside {bounds}, which is all that the {told[0].lower()} at the "
+            "output of the network can give: it is driven to its bound, where it has no gradient."
+        )
+        remedy = (
+            f"Remove the {told[0].lower()} at the end of the network, or scale the targets to its "
+            "range."
+        )
+    verdict = Verdict.EXPLODING if probability else Verdict.VANISHING
+    where = output_name(case)
+    yield Finding("target-range", Severity.ERROR, where, message, evidence, remedy, verdict)
