@@ -15,6 +15,7 @@ import typer
 from gradscope.cli.data import data_coco, data_demo
 from gradscope.cli.diagnose import diagnose
 from gradscope.cli.explain import explain
+from gradscope.cli.follow import follow
 from gradscope.cli.grid import report, run_grid
 from gradscope.cli.probe import probe
 from gradscope.errors import GradscopeError, no_space, one_line
@@ -55,6 +56,9 @@ app.command(
     epilog="Examples: gradscope diagnose run.parquet  |  gradscope diagnose run.parquet --json"
     "  |  gradscope diagnose runs/hw5"
 )(diagnose)
+app.command(
+    epilog="Examples: gradscope follow run.parquet  |  gradscope follow run.parquet --once"
+)(follow)
 app.command(
     epilog="Examples: gradscope explain vanishing  |  gradscope explain  |  "
     "gradscope explain updates-lost --json"

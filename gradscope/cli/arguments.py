@@ -54,6 +54,19 @@ def check_trace(path: Path) -> None:
         raise TraceError(f"{path}: no Parquet file; give a file that Trace.save() wrote")
 
 
+def may_come(path: Path) -> None:
+    """See that a file is a trace, or that one can still be written there.
+
+    Raises:
+        ConfigError: it never can.
+        TraceError: it is there, and no Parquet file.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{path}: is a folder; give the file that watch(save=...) writes")
+    if path.exists():
+        check_trace(path)
+
+
 def check_sources(paths: Sequence[Path]) -> None:
     """See that what a report is to be drawn from is there.
 
