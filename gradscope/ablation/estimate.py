@@ -123,7 +123,7 @@ def _epoch_s(cell: Cell, splits: Splits, budget_s: float) -> float:
     while True:
         started = time.perf_counter()
         images = min(steps * cell.config.train.batch_size, len(splits.train))
-        rate = _images_per_s(cell, splits, images)
+        rate = images_per_s(cell, splits, images)
         spent = time.perf_counter() - started
         budget_s -= spent
         if images == len(splits.train) or budget_s < 3 * spent:
@@ -131,7 +131,14 @@ def _epoch_s(cell: Cell, splits: Splits, budget_s: float) -> float:
         steps *= 2  # the first steps of a process are its slowest: they only set the scale
 
 
-def _images_per_s(cell: Cell, splits: Splits, images: int) -> float:
+def images_per_s(cell: Cell, splits: Splits, images: int) -> float:
+    """How fast a cell trains.
+
+    Args:
+        cell: of the built-in loop.
+        splits: its images.
+        images: so many are trained, or all where there are fewer.
+    """
     few = dataclasses.replace(
         splits,
         train=_first(splits.train, images),

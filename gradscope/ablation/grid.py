@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from gradscope.ablation.axes import Axis, axes_of, is_scalar, label
 from gradscope.ablation.document import Document, KeyPath, merged, read, shown
 from gradscope.ablation.points import Point, points_of
 from gradscope.ablation.settings import (
+    AUTO,
     EPOCH_METRICS,
     SECTIONS,
     CellConfig,
@@ -74,6 +75,21 @@ class Grid:
         """Every point of the matrix with every seed, in the order of the grid."""
         return self._cells
 
+    @property
+    def has_open_precision(self) -> bool:
+        """Whether the precision of a cell is still to be measured."""
+        return any(cell.config.train.precision == AUTO for cell in self._cells)
+
+    def settled(self, precision: str, resources: ResourcesConfig) -> Grid:
+        """The grid as if it had said what it left to be measured; its ids are those of such a grid.
+
+        Args:
+            precision: of the cells that leave it open.
+            resources: in the place of its own.
+        """
+        cells = tuple(_with_precision(cell, precision) for cell in self._cells)
+        return replace(self, _cells=cells, resources=resources)
+
     @classmethod
     def load(
         cls, path: str | Path, overrides: Sequence[str] = (), *, imported: bool = True
@@ -108,6 +124,7 @@ class Grid:
         if not cells:
             raise document.error(("exclude",), "every cell of the matrix is excluded")
         _check_objectives(config, tuple(cells.values()), document)
+        _check_auto(axes, cells, origins, document)
         if imported:
             _check_imports(config, tuple(cells.values()), origins, document)
         source = json.loads(json.dumps(document.data, default=str))
@@ -122,6 +139,14 @@ class Grid:
             config.resources,
             config.stop,
         )
+
+
+def _with_precision(cell: Cell, precision: str) -> Cell:
+    if cell.config.train.precision != AUTO:
+        return cell
+    train = cell.config.train.model_copy(update={"precision": precision})
+    config = cell.config.model_copy(update={"train": train})
+    return Cell(_identity(cell.factors, config), cell.factors, config)
 
 
 def _distinct(seeds: Sequence[int], document: Document) -> Sequence[int]:
@@ -179,6 +204,22 @@ def _check_objectives(config: GridConfig, cells: Sequence[Cell], document: Docum
                 ("objectives", name),
                 f"objectives: the built-in loop logs no '{name}'; {nearest(name, EPOCH_METRICS)}",
             )
+
+
+def _check_auto(
+    axes: Sequence[Axis],
+    cells: dict[str, Cell],
+    origins: dict[str, Origin],
+    document: Document,
+) -> None:
+    """What is to be measured is one thing for the whole study, and no value to compare."""
+    for axis in axes:
+        if axis.path == ("train", "precision"):
+            for name, cell in cells.items():
+                if cell.factors[axis.name] == AUTO:
+                    place = written(axis.path, origins[name])
+                    told = "axis 'precision': auto is no value to compare; write fp32 or bf16"
+                    raise document.error(place, told)
 
 
 def _check_imports(

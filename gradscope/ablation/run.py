@@ -9,16 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from gradscope.ablation.choice import choose, keep, kept
 from gradscope.ablation.claims import is_claimed
 from gradscope.ablation.estimate import timed
 from gradscope.ablation.grid import Cell, Grid
+from gradscope.ablation.layout import needs_of, usual_jobs
 from gradscope.ablation.plan import Plan, make_plan
 from gradscope.ablation.store import Store
 from gradscope.ablation.work import CellWork, Supervisor
 from gradscope.data import load
 from gradscope.engines.installed import check_engine
 from gradscope.engines.local import Local
-from gradscope.engines.placement import Resources, cores, described, devices, slots
+from gradscope.engines.placement import described, devices
 from gradscope.engines.ray import Ray
 from gradscope.engines.slurm import Slurm
 from gradscope.engines.task import Engine, Event
@@ -103,8 +105,12 @@ def run_grid(
     data = prepare_data(grid.cells(), observe, cache_dir)
     store = Store(Path(runs_dir).absolute())
     with store.locked():
+        store.refuse_others(grid.name)
+        grid, notes = settle(grid, store.root, engine, jobs, observe, cache_dir)
+        runner = make_engine(engine, grid, jobs, store.root)
         store.prepare(grid)
         plan = make_plan(grid, store, data=data, trust=trust)
+        plan = replace(plan, notes=(*notes, *plan.notes))
         if isinstance(runner, Local) and (
             told := described(runner.needs, runner.places, devices())
         ):
@@ -121,6 +127,46 @@ def run_grid(
     return Store.load(runs_dir)
 
 
+def settle(
+    grid: Grid,
+    folder: Path,
+    engine: Engine | str,
+    jobs: int | None,
+    observe: Observer,
+    cache_dir: Path | None = None,
+    *,
+    dry: bool = False,
+) -> tuple[Grid, tuple[str, ...]]:
+    """Put what is measured, or was when the study was begun, in the place of each ``auto``.
+
+    Args:
+        grid: its images are prepared.
+        folder: of the study, where the choice is kept.
+        engine: where cells will run.
+        jobs: cells at a time; None: not said.
+        observe: told of the timing as of the reading of images.
+        cache_dir: of the images.
+        dry: write nothing.
+
+    Returns:
+        The grid without ``auto``; what was chosen and why, in lines.
+    """
+    choice = kept(folder)
+    if not choice.settles(grid):
+        name = engine if isinstance(engine, str) else type(engine).__name__
+        later = choose(
+            choice.applied(grid),
+            engine.jobs if isinstance(engine, Local) else jobs,
+            lambda done, total: observe.preparing("timing the ways to train", done, total),
+            untimed="" if name in ("local", "Local") else name,
+            cache_dir=cache_dir,
+        )
+        choice = choice.filled(later)
+        if not dry:
+            keep(choice, folder)
+    return choice.applied(grid), choice.told(grid)
+
+
 def _left_by_others(store: Store, cells: Sequence[Cell]) -> tuple[Cell, ...]:
     """Wait until one of the cells that other runs train is free; those that are free then."""
     while cells:
@@ -129,19 +175,6 @@ def _left_by_others(store: Store, cells: Sequence[Cell]) -> tuple[Cell, ...]:
             return tuple(cells)  # what others have finished by then is read, not trained
         time.sleep(_LOOK_EVERY_S)
     return ()
-
-
-def usual_jobs(grid: Grid) -> int:
-    """As many processes as a machine has places for cells; one per GPU, or else per core.
-
-    The same however many cells are left, since it sets the threads.
-    """
-    needs = Resources(**grid.resources.model_dump())
-    jobs = max(1, min(cores(), len(grid.cells())))
-    gpus = devices()
-    if gpus and needs.gpus is None:
-        jobs = min(jobs, len(gpus))
-    return len(slots(needs, jobs, gpus))
 
 
 def make_engine(engine: Engine | str, grid: Grid, jobs: int | None, folder: Path) -> Engine:
@@ -188,12 +221,12 @@ def prepare_data(
     }
 
 
-def estimate(plan: Plan, jobs: int, observe: Observer) -> tuple[dict[str, float], dict[str, str]]:
+def estimate(plan: Plan, threads: int, observe: Observer) -> tuple[dict[str, float], dict[str, str]]:
     """Seconds of each cell: as cells like it took, else as a few steps of it take here and now.
 
     Args:
         plan: what is stored and to be done; the images are prepared.
-        jobs: processes at a time, which share the cores.
+        threads: of each process.
         observe: told of the timing as of the reading of images.
 
     Returns:
@@ -203,7 +236,7 @@ def estimate(plan: Plan, jobs: int, observe: Observer) -> tuple[dict[str, float]
     unknown = [cell for cell in plan.todo if cell.id not in plan.seconds]
     found, failures = timed(
         unknown,
-        Local(jobs).threads,
+        threads,
         lambda done, total: observe.preparing("timing a few steps", done, total),
     )
     return {**plan.seconds, **found}, failures

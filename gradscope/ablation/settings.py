@@ -26,6 +26,9 @@ class Config(BaseModel):
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
+AUTO = "auto"
+"""In the place of a setting: to be measured."""
+
 _OWN = ("function", "args")
 """Settings of a training function of one's own; all others are of the built-in loop."""
 
@@ -52,8 +55,10 @@ class TrainConfig(Config):
     """Of SGD."""
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
     """As the optimizer means it: with AdamW apart from the gradient, else added to it."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """``bf16``: forward and loss under autocast, weights in float32."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """``bf16``: forward and loss under autocast, weights in float32. ``auto``: the faster of the
+    two on the machine at hand, measured before the first cell; none is trained or stored with it.
+    """
     channels_last: bool = True
     """Whether images and weights lie with the channels last, which is faster on most machines."""
     clip_norm: float | None = Field(None, gt=0, allow_inf_nan=False)
@@ -108,8 +113,9 @@ class CellConfig(Config):
 class ResourcesConfig(Config):
     """What one cell needs of a machine; see `gradscope.engines.Resources`."""
 
-    cpus: PositiveInt | None = None
-    """Processors, and so threads; None: an equal share of all."""
+    cpus: PositiveInt | Literal["auto"] | None = None
+    """Processors, and so threads; None: an equal share of all. ``auto``: the share with which all
+    cells together are fastest on the machine at hand."""
     gpus: float | None = Field(None, ge=0, allow_inf_nan=False)
     """GPUs; a fraction shares one. None: one where there are any, or an equal share of all."""
     memory_gb: float | None = Field(None, gt=0, allow_inf_nan=False)

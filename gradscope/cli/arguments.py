@@ -38,6 +38,25 @@ def writable(page: Path) -> Path:
     return page
 
 
+def jobs_of(text: str | None) -> tuple[int | None, list[str]]:
+    """What ``--jobs`` says.
+
+    Returns:
+        Cells at a time, None where that is left open; the setting of the grid that stands for
+        ``auto``.
+
+    Raises:
+        ConfigError: it is neither a number from 1 nor ``auto``.
+    """
+    if text is None:
+        return None, []
+    if text == "auto":
+        return None, ["resources.cpus=auto"]
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigError(f"--jobs {text}: give a number equal to 1 or more, or auto")
+    return int(text), []
+
+
 def check_trace(path: Path) -> None:
     """See that a file may be a trace.
 

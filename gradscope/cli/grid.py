@@ -30,9 +30,11 @@ def run_grid(  # noqa: PLR0917 - typer passes them by name
         ),
     ] = None,
     jobs: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            min=1, help="Cells at a time; as many as fit if left out.", show_default=False
+            help="Cells at a time; as many as fit if left out; auto: what is fastest here.",
+            metavar="N|auto",
+            show_default=False,
         ),
     ] = None,
     engine: Annotated[
@@ -60,10 +62,12 @@ def run_grid(  # noqa: PLR0917 - typer passes them by name
     import json
 
     from gradscope.ablation import Grid
+    from gradscope.cli.arguments import jobs_of
 
     # As JSON, which is YAML that no character of a path can break.
     source = ["data.source=coco", f"data.root={json.dumps(str(data))}"] if data else []
-    overrides = [*source, *(settings or [])]
+    n_jobs, layout = jobs_of(jobs)
+    overrides = [*source, *layout, *(settings or [])]
     study_grid = Grid.load(grid, overrides, imported=False)
     page, folder = _checked(study_grid, out, runs, engine)
     study_grid = Grid.load(grid, overrides)
@@ -72,7 +76,10 @@ def run_grid(  # noqa: PLR0917 - typer passes them by name
     from gradscope.cli import run_view, study_view
 
     if dry_run:
-        raise typer.Exit(1 if study_view.show_plan(study_grid, folder, jobs, trust=trust) else 0)
+        fails = study_view.show_plan(
+            study_grid, folder, n_jobs, engine=engine.value, trust=trust
+        )
+        raise typer.Exit(1 if fails else 0)
     try:
         with run_view.observer() as observe:
             study = run(study_grid, folder, engine=engine, jobs=jobs, observe=observe, trust=trust)

@@ -17,7 +17,8 @@ from gradscope.ablation.document import shown
 from gradscope.ablation.estimate import makespan_s
 from gradscope.ablation.grid import Cell, Grid
 from gradscope.ablation.plan import Plan, make_plan
-from gradscope.ablation.run import estimate, prepare_data, usual_jobs
+from gradscope.ablation.layout import usual
+from gradscope.ablation.run import estimate, prepare_data, settle
 from gradscope.ablation.store import Store
 from gradscope.cli.run_view import DASH, lasting, observer, percent
 from gradscope.diagnosis.judge import diagnose
@@ -35,7 +36,14 @@ _STYLES = {
 }
 
 
-def show_plan(grid: Grid, runs_dir: Path, jobs: int | None = None, *, trust: bool = False) -> bool:
+def show_plan(
+    grid: Grid,
+    runs_dir: Path,
+    jobs: int | None = None,
+    *,
+    engine: str = "local",
+    trust: bool = False,
+) -> bool:
     """Print the cells of a grid and how long they take, without training them.
 
     Returns:
@@ -44,14 +52,16 @@ def show_plan(grid: Grid, runs_dir: Path, jobs: int | None = None, *, trust: boo
     Raises:
         GradscopeError: images cannot be read.
     """
-    jobs = jobs or usual_jobs(grid)
     with observer() as observe:
         data = prepare_data(grid.cells(), observe)
+        grid, notes = settle(grid, runs_dir, engine, jobs, observe, dry=True)
+        layout = usual(grid, jobs)
         plan = make_plan(grid, Store(runs_dir), data=data, trust=trust)
-        seconds, failing = estimate(plan, jobs, observe)
+        seconds, failing = estimate(plan, layout.threads, observe)
     console = output()
     console.print(plan_table(grid, plan, seconds, failing))
-    for line in (*plan.notes, estimate_line(plan.todo, seconds, jobs, failing)):
+    told = estimate_line(plan.todo, seconds, layout.jobs, failing)
+    for line in (*notes, *plan.notes, told):
         console.print(line, markup=False, highlight=False)
     return bool(failing)
 
