@@ -106,7 +106,9 @@ def run_grid(
     store = Store(Path(runs_dir).absolute())
     with store.locked():
         store.refuse_others(grid.name)
-        grid, notes = settle(grid, store.root, engine, jobs, observe, cache_dir)
+        grid, notes = settle(
+            grid, store.root, engine, jobs=jobs, observe=observe, cache_dir=cache_dir
+        )
         runner = make_engine(engine, grid, jobs, store.root)
         store.prepare(grid)
         plan = make_plan(grid, store, data=data, trust=trust)
@@ -131,10 +133,10 @@ def settle(
     grid: Grid,
     folder: Path,
     engine: Engine | str,
+    *,
     jobs: int | None,
     observe: Observer,
     cache_dir: Path | None = None,
-    *,
     dry: bool = False,
 ) -> tuple[Grid, tuple[str, ...]]:
     """Put what is measured, or was when the study was begun, in the place of each ``auto``.
@@ -193,7 +195,7 @@ def make_engine(engine: Engine | str, grid: Grid, jobs: int | None, folder: Path
         return engine
     if jobs is not None and jobs < 1:
         raise ConfigError(f"jobs: {jobs}; give at least one process")
-    needs = Resources(**grid.resources.model_dump())
+    needs = needs_of(grid)
     check_engine(engine)
     if engine == "ray":
         return Ray(jobs, needs)
@@ -221,7 +223,9 @@ def prepare_data(
     }
 
 
-def estimate(plan: Plan, threads: int, observe: Observer) -> tuple[dict[str, float], dict[str, str]]:
+def estimate(
+    plan: Plan, threads: int, observe: Observer
+) -> tuple[dict[str, float], dict[str, str]]:
     """Seconds of each cell: as cells like it took, else as a few steps of it take here and now.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -26,7 +26,7 @@ class Config(BaseModel):
 
 _Beta = Annotated[float, Field(ge=0, lt=1)]
 
-AUTO = "auto"
+AUTO: Final = "auto"
 """In the place of a setting: to be measured."""
 
 _OWN = ("function", "args")

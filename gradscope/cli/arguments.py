@@ -53,7 +53,7 @@ def jobs_of(text: str | None) -> tuple[int | None, list[str]]:
     if text == "auto":
         return None, ["resources.cpus=auto"]
     if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"--jobs {text}: give a number equal to 1 or more, or auto")
+        raise ConfigError(f"--jobs {text}: give 1 or more, or auto")
     return int(text), []
 
 

@@ -76,13 +76,13 @@ def run_grid(  # noqa: PLR0917 - typer passes them by name
     from gradscope.cli import run_view, study_view
 
     if dry_run:
-        fails = study_view.show_plan(
-            study_grid, folder, n_jobs, engine=engine.value, trust=trust
-        )
+        fails = study_view.show_plan(study_grid, folder, n_jobs, engine=engine, trust=trust)
         raise typer.Exit(1 if fails else 0)
     try:
         with run_view.observer() as observe:
-            study = run(study_grid, folder, engine=engine, jobs=jobs, observe=observe, trust=trust)
+            study = run(
+                study_grid, folder, engine=engine, jobs=n_jobs, observe=observe, trust=trust
+            )
     except KeyboardInterrupt:
         typer.echo(
             f"interrupted: finished cells are in {folder}; the same command goes on", err=True

@@ -89,7 +89,12 @@ def chosen_cell(grid: Path | None, wanted: str) -> Cell:
 
     if grid is None:
         raise ConfigError(f"--cell {wanted}: of which grid? add --grid FILE.yaml")
-    cells = {cell.id: cell for cell in Grid.load(grid).cells()}
+    loaded = Grid.load(grid)
+    cells = {cell.id: cell for cell in loaded.cells()}
+    for precision in ("fp32", "bf16"):  # stored under it, where the grid says auto
+        for cell in loaded.settled(precision, loaded.resources).cells():
+            if cell.id == wanted:
+                return cell
     found = [name for name in cells if name == wanted] or [n for n in cells if n.startswith(wanted)]
     if len(found) == 1:
         return cells[found[0]]

@@ -16,8 +16,8 @@ from rich.table import Table
 from gradscope.ablation.document import shown
 from gradscope.ablation.estimate import makespan_s
 from gradscope.ablation.grid import Cell, Grid
-from gradscope.ablation.plan import Plan, make_plan
 from gradscope.ablation.layout import usual
+from gradscope.ablation.plan import Plan, make_plan
 from gradscope.ablation.run import estimate, prepare_data, settle
 from gradscope.ablation.store import Store
 from gradscope.cli.run_view import DASH, lasting, observer, percent
@@ -54,7 +54,7 @@ def show_plan(
     """
     with observer() as observe:
         data = prepare_data(grid.cells(), observe)
-        grid, notes = settle(grid, runs_dir, engine, jobs, observe, dry=True)
+        grid, notes = settle(grid, runs_dir, engine, jobs=jobs, observe=observe, dry=True)
         layout = usual(grid, jobs)
         plan = make_plan(grid, Store(runs_dir), data=data, trust=trust)
         seconds, failing = estimate(plan, layout.threads, observe)

@@ -1,6 +1,11 @@
 """Engines: where the cells of a grid are run; here, in processes of this machine, or on a cluster.
 
 This module loads nothing heavy, so that a worker can tie its life to its parent's at once.
+
+The pool is our own. In loky (3.7) one process that dies takes the tasks of all others with it; in
+pebble (5.2) it does not, but a task runs on after its parent was killed, and a process gets neither
+variables of its own before its first import (threads, CUDA_VISIBLE_DEVICES) nor a way to tell
+progress, so that all that stands here would stand around it.
 """
 
 from __future__ import annotations

@@ -251,7 +251,8 @@ ARGUMENTS = {
     "an unknown option": Bad("--job", "--jobs", "run-grid grid.yaml --job 1"),
     "an unknown command": Bad("'run-gird'", "run-grid", "run-gird grid.yaml"),
     "one argument too many": Bad("more.yaml", "unexpected", "run-grid grid.yaml more.yaml"),
-    "no processes": Bad("'--jobs'", "equal to 1", "run-grid grid.yaml --jobs 0"),
+    "no processes": Bad("--jobs 0", "1 or more, or auto", "run-grid grid.yaml --jobs 0"),
+    "no number of processes": Bad("--jobs ni", "or auto", "run-grid grid.yaml --jobs ni"),
     "an unknown engine": Bad(
         "unknown engine 'lokal'", "did you mean 'local'", "run-grid grid.yaml --engine lokal"
     ),

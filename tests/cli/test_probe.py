@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from gradscope.ablation.grid import Grid
 from gradscope.cli import app, probe_inputs, probe_view
 from gradscope.errors import ConfigError
 
@@ -350,6 +351,17 @@ def test_a_cell_of_a_grid(run, tmp_path, monkeypatch):
     assert told["probe"]["seed"] == 3
     _, _, err = run("--grid", "small.yaml", "--cell", "skop")
     assert "no cell 'skop'" in err
+
+
+def test_a_cell_whose_precision_was_measured_is_found_by_the_id_it_is_stored_under(tmp_path):
+    """`auto` has become bf16 there; what the grid says now has another id."""
+    grid = tmp_path / "g.yaml"
+    text = "name: g\nmodel: {name: net3}\ntrain: {precision: PRECISION}\n"
+    grid.write_text(text.replace("PRECISION", "bf16"))
+    stored = Grid.load(grid).cells()[0]
+    grid.write_text(text.replace("PRECISION", "auto"))
+    assert probe_inputs.chosen_cell(grid, stored.id) == stored
+    assert probe_inputs.chosen_cell(grid, "s0").id != stored.id
 
 
 CHANCY = """
