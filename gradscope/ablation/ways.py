@@ -26,6 +26,9 @@ _TURNS = 2
 _TURN_S = 0.7
 """Seconds of a timed turn, where four steps take no longer."""
 
+_ENOUGH_S = 30.0
+"""After so long no further turns follow once each way was timed."""
+
 _LOOK_EVERY_S = 0.02
 _PATIENCE_S = 300.0
 """After so long without the others a process gives up: one of them has died."""
@@ -117,11 +120,16 @@ class _Turns:
         images = dict.fromkeys(range(len(self.ways)), 2 * batch)
         rates: dict[int, list[float]] = {i: [] for i in images}
         total = (1 + _TURNS) * len(self.ways)
+        started, enough = time.monotonic(), self.folder / "enough"
         for turn in range(total):
             i = turn % len(self.ways)
-            self._meet(turn, place.number)
             if place.number == 0:
                 tell((turn, total))
+                if turn == 2 * len(self.ways) and time.monotonic() - started > _ENOUGH_S:
+                    enough.touch()
+            self._meet(turn, place.number)
+            if enough.exists():
+                break
             way = self.ways[i]
             if place.number >= way.layout.jobs or i not in images:
                 continue

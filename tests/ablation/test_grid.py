@@ -302,7 +302,7 @@ WRONG = {
     ),
     "bad choice": (
         HEAD + "train: {precision: fp8}\n",
-        r"train.precision: .*'fp32' or 'bf16'.*'fp8'",
+        r"train.precision: .*'fp32', 'bf16' or 'auto'.*'fp8'",
     ),
     "unknown model": (
         "name: t\nmodel: {name: hw6net}\n",
