@@ -5,6 +5,15 @@ from __future__ import annotations
 from gradscope.data.figure import Colour, Figure, Random, near
 
 
+_BLACK, _WHITE = (70, 60, 55), (225, 220, 210)
+
+_CATS = (_BLACK, _WHITE, (205, 150, 90), (140, 135, 130))
+"""Coats of cats: also ginger and grey."""
+
+_DOGS = (_BLACK, _WHITE, (120, 80, 50), (235, 200, 150))
+"""Coats of dogs: also brown and cream."""
+
+
 def cat(rng: Random) -> Figure:
     """Upright pointed ears, a short face with whiskers, a long thin tail."""
     return _animal(rng, is_cat=True)
@@ -16,16 +25,9 @@ def dog(rng: Random) -> Figure:
 
 
 def _animal(rng: Random, *, is_cat: bool) -> Figure:
-    """Cats and dogs share coats, poses and bodies; head and tail differ."""
+    """Cats and dogs share poses, bodies and half of their coats; head and tail differ."""
     figure = Figure()
-    coats = (
-        (205, 150, 90),
-        (70, 60, 55),
-        (225, 220, 210),
-        (140, 135, 130),
-        (120, 80, 50),
-        (235, 200, 150),
-    )
+    coats = _CATS if is_cat else _DOGS
     coat = near(coats[rng.integers(0, len(coats))], rng, 25)
     patch = near(coats[rng.integers(0, len(coats))], rng, 25)
     kind = rng.integers(0, 3)
@@ -60,7 +62,7 @@ def _animal(rng: Random, *, is_cat: bool) -> Figure:
 def _head(rng: Random, coat: Colour, patch: Colour, *, is_cat: bool) -> Figure:
     head, dark = Figure(), (30, 25, 25)
     ear = near(coat, rng, 35) if rng.random() < 0.5 else patch
-    hanging = not is_cat and rng.random() < 0.75  # one dog in four pricks its ears
+    hanging = not is_cat and rng.random() < 0.9  # one dog in ten pricks its ears
     for side in (-1, 1):
         if not hanging:
             tip = rng.uniform(1.15, 1.45) if is_cat else rng.uniform(1.05, 1.35)

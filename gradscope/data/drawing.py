@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 from gradscope.data.clutter import CLUTTER
-from gradscope.data.figure import Figure, Points, Random, any_colour, turned
+from gradscope.data.figure import Colour, Figure, Points, Random, any_colour, turned
 from gradscope.data.figures import FIGURES
 
 PIXELS = 80
@@ -39,14 +39,14 @@ def draw_picture(name: str, rng: Random) -> Picture:
     """
     canvas = _background(rng)
     pen = ImageDraw.Draw(canvas)
-    for _ in range(rng.integers(1, 6)):
-        _paint(pen, _clutter(rng), _pose(rng, 0.1, 0.3, tilt=3.2))
+    for _ in range(rng.integers(0, 4)):
+        _paint(pen, _clutter(rng), _pose(rng, 0.1, 0.25, tilt=3.2))
     mask = Image.new("L", canvas.size)
     figure = FIGURES[name](rng)
     tilt = {"airplane": 0.6, "bus": 0.15, "pizza": 3.2}.get(name, 0.25)
-    _paint(pen, figure, _pose(rng, 0.6, 0.98, tilt), ImageDraw.Draw(mask))
-    for _ in range(rng.integers(0, 3)):
-        _paint(pen, _clutter(rng), _pose(rng, 0.08, 0.22, tilt=3.2), ImageDraw.Draw(mask), seen=0)
+    _paint(pen, figure, _pose(rng, 0.75, 1.0, tilt), ImageDraw.Draw(mask))
+    for _ in range(rng.integers(0, 2)):
+        _paint(pen, _clutter(rng), _pose(rng, 0.08, 0.2, tilt=3.2), ImageDraw.Draw(mask), seen=0)
     image = _photographed(canvas.reduce(2), rng)
     visible = mask.reduce(2).point(lambda value: 255 if value > 127 else 0)
     left, top, right, bottom = visible.getbbox() or (0, 0, 1, 1)
@@ -90,17 +90,17 @@ def _pose(rng: Random, least: float, most: float, tilt: float) -> Callable[[Poin
 
 def _background(rng: Random) -> Image.Image:
     """Two blended colours, blurred blotches, and sometimes a horizon, stripes or tiles."""
-    coarse = rng.uniform(-1, 1, (6, 6, 3)) * rng.uniform(8, 35)
-    slope = np.linspace(-1, 1, 6)[:, None, None] * rng.uniform(-40, 40, 3)
-    blotches = np.clip(np.array(any_colour(rng)) + slope + coarse, 0, 255).astype(np.uint8)
+    coarse = rng.uniform(-1, 1, (6, 6, 3)) * rng.uniform(3, 15)
+    slope = np.linspace(-1, 1, 6)[:, None, None] * rng.uniform(-20, 20, 3)
+    blotches = np.clip(np.array(_muted(rng)) + slope + coarse, 0, 255).astype(np.uint8)
     canvas = Image.fromarray(blotches).resize((_CANVAS, _CANVAS), Image.Resampling.BILINEAR)
     pen = ImageDraw.Draw(canvas)
     kind = rng.integers(0, 4)
     if kind == 0:  # a horizon
         height = _CANVAS * rng.uniform(0.4, 0.85)
-        pen.rectangle((0, height, _CANVAS, _CANVAS), fill=any_colour(rng))
+        pen.rectangle((0, height, _CANVAS, _CANVAS), fill=_muted(rng))
     elif kind == 1:  # stripes or a fence
-        step, width, colour = rng.uniform(10, 40), int(rng.integers(1, 12)), any_colour(rng)
+        step, width, colour = rng.uniform(10, 40), int(rng.integers(1, 12)), _muted(rng)
         upright = rng.random() < 0.5
         for at in np.arange(0, _CANVAS, step):
             line = (at, 0, at, _CANVAS) if upright else (0, at, _CANVAS, at)
@@ -109,8 +109,14 @@ def _background(rng: Random) -> Image.Image:
         for _ in range(rng.integers(3, 9)):
             x, y = rng.uniform(0, _CANVAS, 2)
             w, h = rng.uniform(10, 70, 2)
-            pen.rectangle((x, y, x + w, y + h), fill=any_colour(rng))
+            pen.rectangle((x, y, x + w, y + h), fill=_muted(rng))
     return canvas
+
+
+def _muted(rng: Random) -> Colour:
+    """A colour of walls, roads and skies: grey with a cast."""
+    red, green, blue = (rng.uniform(50, 205) + rng.uniform(-18, 18, 3)).astype(int).tolist()
+    return red, green, blue
 
 
 def _clutter(rng: Random) -> Figure:
@@ -123,10 +129,10 @@ def _photographed(image: Image.Image, rng: Random) -> Image.Image:
     if rng.random() < 0.5:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.1)))
     pixels = np.asarray(image, np.float32)
-    gain = rng.uniform(0.65, 1.15) * rng.uniform(0.85, 1.15, 3)
-    pixels = (pixels - 128) * gain.astype(np.float32) + 128 + np.float32(rng.uniform(-25, 25))
-    if rng.random() < 0.1:  # black and white
+    gain = rng.uniform(0.8, 1.15) * rng.uniform(0.93, 1.07, 3)
+    pixels = (pixels - 128) * gain.astype(np.float32) + 128 + np.float32(rng.uniform(-15, 15))
+    if rng.random() < 0.05:  # black and white
         pixels[:] = pixels.mean(axis=2, keepdims=True)
-    strength = np.float32(rng.uniform(2, 14))
+    strength = np.float32(rng.uniform(2, 8))
     pixels += strength * rng.standard_normal(pixels.shape, dtype=np.float32)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

@@ -13,7 +13,7 @@ from gradscope.data.figure import Figure, Random, any_colour, near
 def airplane(rng: Random) -> Figure:
     """Seen from the side, or from above or below."""
     figure = Figure()
-    body = near((200, 205, 215), rng, 50) if rng.random() < 0.6 else any_colour(rng)
+    body = near((210, 215, 225), rng, 30) if rng.random() < 0.8 else any_colour(rng)
     wing, trim = near(body, rng, 45), any_colour(rng)
     slim = rng.uniform(0.13, 0.2)
     if rng.random() < 0.5:  # from above

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from gradscope import data
-from gradscope.data import DataConfig
+from gradscope.data import DataConfig, demo
 from gradscope.data.demo import CLASSES, export, write_demo
 from gradscope.data.drawing import PIXELS, draw_picture
 from gradscope.errors import DataError
@@ -158,6 +160,18 @@ def test_a_change_of_the_drawing_draws_again(tmp_path, monkeypatch):
     steps = []
     data.load(tiny, lambda *step: steps.append(step), tmp_path)
     assert ("drawing train images", 5, 5) in steps
+
+
+def test_every_module_that_draws_is_in_the_digest():
+    """What the drawing imports of its room, directly or not, is what stale caches are told by."""
+    room, found, left = Path(demo.__file__).parent, {"demo"}, ["drawing"]
+    while left:
+        name = left.pop()
+        found.add(name)
+        text = (room / f"{name}.py").read_text()
+        left += set(re.findall(r"^from gradscope\.data\.(\w+)", text, re.MULTILINE)) - found
+    assert found == set(demo._DRAWN_BY)
+    assert len(found) > 3
 
 
 def test_drawn_files_do_not_stay(tmp_path, monkeypatch):
