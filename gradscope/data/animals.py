@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from gradscope.data.figure import Colour, Figure, Random, near
 
-
 _BLACK, _WHITE = (70, 60, 55), (225, 220, 210)
 
 _CATS = (_BLACK, _WHITE, (205, 150, 90), (140, 135, 130))
