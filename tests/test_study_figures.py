@@ -2,7 +2,9 @@
 
 import re
 
+import numpy as np
 import pytest
+from scipy import stats
 
 from examples import study_figures
 
@@ -39,3 +41,48 @@ def test_accuracies_are_counted_from_the_images():
     own = confusion[confusion["cell"].str.startswith("HW5Net-lr2e-5")]
     right = own[own.true == own.predicted]["count"].sum() / own["count"].sum()
     assert study_figures.of_study()["hw5_slow.accuracy"] == study_figures.percent(right)
+
+
+def difference(metric, group, reference):
+    """Mean over seeds of group - reference, paired by seed, with Student's 95 % interval."""
+    cells = study_figures.table("hw5-study", "cells")
+    of = {
+        (model, lr): own.set_index("seed")[metric]
+        for (model, lr), own in cells.groupby(["factor.model", "factor.lr"])
+    }
+    pairs = (of[group] - of[reference]).to_numpy()
+    assert len(pairs) == 3
+    half = stats.t.ppf(0.975, len(pairs) - 1) * pairs.std(ddof=1) / np.sqrt(len(pairs))
+    return pairs.mean() - half, pairs.mean(), pairs.mean() + half
+
+
+FAST, SLOW = ("HW5Net", "0.001"), ("HW5Net", "2e-5")
+
+
+def test_the_slow_rate_ends_with_the_lower_training_loss():
+    """The original's first observation holds: the whole interval lies below zero."""
+    low, middle, high = difference("log10_loss", SLOW, FAST)
+    assert low < middle < high < 0
+    told = study_figures.of_study()["effect.loss.lr"]
+    assert told == f"{middle:+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def test_the_slow_rate_is_not_shown_to_judge_new_images_worse():
+    """The original's second is not shown: the difference is above zero, its interval spans it."""
+    low, middle, high = difference("val_accuracy", SLOW, FAST)
+    assert low < 0 < middle < high
+    told = study_figures.of_study()["effect.accuracy.lr"]
+    assert told == f"{100 * middle:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+@pytest.mark.parametrize("net3", ["Net3 Xavier", "Net3 default"])
+def test_hw5net_is_not_shown_to_beat_net3(net3):
+    """Below HW5Net on average with an interval that spans zero; above it where training starts."""
+    low, middle, high = difference("val_accuracy", (net3, "0.001"), FAST)
+    assert low < middle < 0 < high
+    told = study_figures.of_study()["effect.accuracy." + net3.lower().replace(" ", "_")]
+    assert told == f"{100 * middle:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    cells = study_figures.table("hw5-study", "cells")
+    started = cells[(cells["factor.model"] == net3) & (cells.verdict != "dead")]
+    fast = cells[(cells["factor.model"] == FAST[0]) & (cells["factor.lr"] == FAST[1])]
+    assert started.val_accuracy.mean() > fast.val_accuracy.mean()
