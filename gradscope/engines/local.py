@@ -18,10 +18,11 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import connection, get_context, resource_tracker
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from gradscope.engines.placement import Resources, cores, devices, slots
@@ -131,11 +132,12 @@ class _Worker:
         context = get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, os.getpid(), threads))
-        # Set here, not in the child: importing the caller's main module may import torch there.
+        # Set here, not in the child: what it imports first may import torch.
         values = dict.fromkeys(THREADS, str(threads))
         if gpus:
             values["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        with _variables(values), _interrupts_held():
+        unguarded = nullcontext() if b"__main__" in work else _main_hidden()
+        with _variables(values), _interrupts_held(), unguarded:
             process.start()
         theirs.close()
         worker = cls(process, ours, place)
@@ -268,3 +270,17 @@ def _interrupts_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Start a process that does not run the caller's script again.
+
+    A script without ``if __name__ == "__main__"`` would start its own processes in each of ours.
+    """
+    script = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = script

@@ -136,6 +136,27 @@ def test_no_process_outlives_its_parent(tiny, cause):
         assert "KeyboardInterrupt" in told
 
 
+def test_a_script_without_a_guard_is_not_run_again_in_each_process(tiny):
+    """What a notebook's user copies into a file has no ``if __name__ == "__main__"``."""
+    script = tiny.folder / "unguarded.py"
+    script.write_text(
+        "import tiny_work\n"
+        "from gradscope.engines.local import Local\n"
+        'print("begun", flush=True)\n'
+        "jobs = [tiny_work.Job(str(i), 'square', i) for i in range(3)]\n"
+        "Local(2).run(jobs, tiny_work.work, lambda e: e.kind == 'finished' and print(e.value))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, script.name],
+        cwd=tiny.folder,
+        capture_output=True,
+        text=True,
+        timeout=2 * WAIT_S,
+        check=True,
+    )
+    assert sorted(ended.stdout.split()) == ["0", "1", "4", "begun"], ended.stderr
+
+
 def test_messages_are_small(work):
     """What travels is the task and the event, not images or traces."""
     assert len(pickle.dumps(Event("t", "progress", 1.0))) < 500

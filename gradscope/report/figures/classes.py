@@ -248,8 +248,8 @@ def _matrix(title: str, counts: Counts, names: tuple[str, ...], meta: dict[str, 
     shown = [plain(shortened(c, 12)) for c in names]
     ticks = {"tickvals": at, "ticktext": shown} if len(names) <= 30 else {}
     layout = {
-        "xaxis": {**titled("predicted"), "tickangle": -40, **ticks},
-        "yaxis": {"autorange": "reversed", **ticks},
+        "xaxis": {**titled("predicted"), "tickangle": -40, "automargin": True, **ticks},
+        "yaxis": {"autorange": "reversed", "automargin": True, **ticks},
         "margin": margins(84, 8, 4, 76),
     }
     right = counts.trace() / max(counts.sum(), 1)

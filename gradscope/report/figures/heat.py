@@ -128,7 +128,7 @@ def layer_panel(
     ticks = [plain(shortened(short[i], 14)) for i in at]
     layout = {
         "xaxis": x_axis,
-        "yaxis": {"autorange": "reversed", "tickvals": at, "ticktext": ticks},
+        "yaxis": {"autorange": "reversed", "automargin": True, "tickvals": at, "ticktext": ticks},
         "margin": margins(92, 8, 4, 40),
     }
     words = f"Heat map of {len(whole)} layers{': ' if title else ''}{title}"

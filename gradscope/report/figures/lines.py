@@ -261,4 +261,10 @@ def _named_axis(order: Sequence[str] | None) -> dict[str, Any]:
     shown = short_names(order)
     at = evenly(len(shown), 8)
     ticks = [plain(shortened(shown[i])) for i in at]
-    return {"tickvals": at, "ticktext": ticks, "tickangle": -40, "range": [-0.5, len(order) - 0.5]}
+    return {
+        "tickvals": at,
+        "ticktext": ticks,
+        "tickangle": -40,
+        "range": [-0.5, len(order) - 0.5],
+        "automargin": True,
+    }
