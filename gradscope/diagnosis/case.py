@@ -223,15 +223,40 @@ class Case:
         }
         return "Sigmoid" in inside or any(map(is_gated, inside))
 
+    @cached_property
+    def first_part(self) -> dict[str, int]:
+        """Module -> where the first of its parts ran, for those with parts that did."""
+        found: dict[str, int] = {}
+        for name, info in self.modules.items():
+            if not name or info.order < 0:
+                continue
+            parts = name.split(".")
+            for length in range(len(parts)):
+                whole = ".".join(parts[:length])
+                found[whole] = min(info.order, found.get(whole, info.order))
+        return found
+
     def columns(self, kind: Kind) -> Iterator[tuple[int, RecordedTensor]]:
         """Index and label of the tensors of one kind, in execution order."""
-        chosen = [(i, t) for i, t in enumerate(self.trace.tensors) if t.kind == kind]
-        yield from sorted(chosen, key=lambda item: (item[1].order, item[0]))
+        yield from self._columns.get(kind, ())
+
+    @cached_property
+    def _columns(self) -> dict[str, list[tuple[int, RecordedTensor]]]:
+        """The same for each kind."""
+        found: dict[str, list[tuple[int, RecordedTensor]]] = {}
+        for i, tensor in sorted(enumerate(self.trace.tensors), key=lambda item: item[1].order):
+            found.setdefault(tensor.kind, []).append((i, tensor))
+        return found
 
     def values(self, statistic: str, column: int) -> Tensor:
         """One statistic of one tensor over the steps in which it was seen; shape (<= steps,)."""
         values = self.trace.values[:, column, place_of(statistic)]
-        return values[self.trace.present[:, column]]
+        return values if self._always[column] else values[self.trace.present[:, column]]
+
+    @cached_property
+    def _always(self) -> list[bool]:
+        """Whether each tensor came up in every step."""
+        return list(self.trace.present.all(dim=0).tolist())
 
     def was_seen(self, column: int) -> bool:
         """Whether a tensor came up, or stayed away by no more than chance.
@@ -248,9 +273,20 @@ class Case:
 
     def largest(self, statistic: str, column: int) -> float:
         """The largest known value of a statistic of one tensor, -1 where there is none."""
-        values = self.values(statistic, column)
-        values = values[~torch.isnan(values)]
-        return values.max().item() if len(values) else -1.0
+        if statistic not in self._largest:
+            values = self.trace.values[:, :, place_of(statistic)]
+            known = self.trace.present & ~values.isnan()
+            below = values.new_full(
+                (1, values.shape[1]), -torch.inf
+            )  # for a recording without a step
+            highest = torch.cat([below, values.where(known, -torch.inf)]).amax(dim=0)
+            self._largest[statistic] = highest.where(known.any(dim=0), -1.0).tolist()
+        return self._largest[statistic][column]
+
+    @cached_property
+    def _largest(self) -> dict[str, list[float]]:
+        """Statistic -> the largest known value of each tensor, for those asked for."""
+        return {}
 
 
 def _part(trace: Trace, kept: list[int]) -> Trace:

@@ -11,6 +11,7 @@ from gradscope.diagnosis import advice
 from gradscope.diagnosis.case import Case, listed
 from gradscope.diagnosis.loss_side import output_module
 from gradscope.diagnosis.movement import underflowing
+from gradscope.diagnosis.optimizer import table
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 from gradscope.trace.table import RecordedTensor
 
@@ -112,24 +113,34 @@ def _from_loss(case: Case) -> bool:
 
 def _read(case: Case) -> _Zeros:
     zeros = _Zeros([], 0, [], [], known=False)
-    alive, known = 0, False
-    for i, tensor in case.columns("weight"):
-        # As backward made them: what was zeroed later did arrive.
-        grads = torch.fmax(case.values("norm", i), case.values("unclipped_norm", i))
-        norms = case.values("weight_norm", i)
-        norms = norms[~norms.isnan()]
-        known |= bool(len(norms))
-        silent = bool(len(grads)) and bool((grads == 0).all())
-        at = (_used_at(case, tensor), tensor.name)
-        if len(tensor.shape) > 1 and len(grads) and tensor.name not in case.structure.cancelled:
-            zeros.gradients.extend([at] if silent else [])
-            alive += not silent
-        if "bias" not in tensor.parameter and len(norms) and norms[0].item() == 0:
-            if not silent:
+    if not case.trace.steps:
+        return zeros
+    columns = list(case.columns("weight"))
+    places = [i for i, _ in columns]
+    norms = table(case, "weight_norm", places)
+    arrived = case.trace.present[:, places]
+    known = arrived & ~norms.isnan()
+    # As backward made them: what was zeroed later did arrive.
+    grads = torch.fmax(table(case, "norm", places), table(case, "unclipped_norm", places))
+    came = arrived.any(dim=0)
+    silent = came & ((grads == 0) | ~arrived).all(dim=0)
+    first = norms.gather(0, known.int().argmax(dim=0, keepdim=True))[0]
+    facts = zip(
+        columns, came.tolist(), silent.tolist(), (first == 0).tolist(),
+        (known.any(dim=0) & ((norms == 0) | ~known).all(dim=0)).tolist(), strict=True,
+    )  # fmt: skip
+    alive = 0
+    for (_, tensor), has_grad, is_silent, began_zero, stayed_zero in facts:
+        at = (_used_at(case, tensor), tensor.name) if is_silent or began_zero else (0, "")
+        if len(tensor.shape) > 1 and has_grad and tensor.name not in case.structure.cancelled:
+            zeros.gradients.extend([at] if is_silent else [])
+            alive += not is_silent
+        if "bias" not in tensor.parameter and began_zero:
+            if not is_silent:
                 zeros.open.append(at)
-            elif bool((norms == 0).all()):
+            elif stayed_zero:
                 zeros.stuck.append(at)
-    return zeros._replace(alive=alive, known=known)
+    return zeros._replace(alive=alive, known=bool(known.any()))
 
 
 def _used_at(case: Case, tensor: RecordedTensor) -> int:
@@ -137,9 +148,7 @@ def _used_at(case: Case, tensor: RecordedTensor) -> int:
 
     Its place is not known; that of the module is where it ends, behind all that reads the token.
     """
-    inside = f"{tensor.module}." if tensor.module else ""
-    parts = [i.order for n, i in case.modules.items() if n and n.startswith(inside)]
-    return min([tensor.order, *(order for order in parts if order >= 0)])
+    return min(tensor.order, case.first_part.get(tensor.module, tensor.order))
 
 
 def _may_open(case: Case, zeros: _Zeros) -> bool:
