@@ -161,7 +161,7 @@ class GridConfig(Config):
     exclude: list[dict[str, Any]] = Field(default_factory=list)
     """Combinations that are left out: all that agree with one of these."""
     include: list[dict[str, Any]] = Field(default_factory=list)
-    """Further variants, by the settings in which they differ from the base."""
+    """Further points: a value for some of the axes, the others as in the base."""
     objectives: dict[str, Literal["min", "max"]] = Field(default_factory=dict)
     """Which logged metrics the effects are computed of, and which way is better."""
     resources: ResourcesConfig = ResourcesConfig()
