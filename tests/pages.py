@@ -49,10 +49,32 @@ def snippets(page: Path, language: str = "") -> list[Snippet]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Every gradscope command line of a page, split as a shell does."""
-    text = "\n".join(each.text for each in snippets(page, "bash")).replace("\\\n", " ")
-    found = (re.search(r"(?:^|bin/)gradscope (.*)", line) for line in text.splitlines())
+    """Every gradscope command line of a page, in a shell block or in its text, split by words."""
+    lines = (
+        "\n".join(each.text for each in snippets(page, "bash")).replace("\\\n", " ").splitlines()
+    )
+    found = [re.search(r"(?:^|bin/)gradscope (.*)", line) for line in lines]
+    found += [re.fullmatch(r"gradscope (.*)", code) for code in inline(page)]
     return [shlex.split(match[1], comments=True) for match in found if match]
+
+
+def inline(page: Path) -> list[str]:
+    """What stands between single backticks in the text of a page."""
+    text = re.sub(
+        r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL
+    )
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def options() -> set[str]:
+    """Every option of every command, and of the pytest plugin."""
+    from gradscope.cli.app import app
+
+    known, waiting = {"--gradscope-update", "--help"}, [get_command(app)]
+    for command in waiting:
+        known |= {name for each in command.params for name in each.opts}
+        waiting += getattr(command, "commands", {}).values()
+    return known
 
 
 def parse(arguments: list[str]) -> None:

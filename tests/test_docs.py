@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from pages import PAGES, README, ROOT, commands, parse, snippets
+from pages import PAGES, README, ROOT, commands, inline, options, parse, snippets
 
 DOCS = ROOT / "docs"
 LINES = [(page, line) for page in PAGES if page != README for line in commands(page)]
@@ -28,6 +28,13 @@ def name_of(page):
 def test_commands_parse(page, arguments):
     """Every command line is understood, to the last option."""
     parse(arguments)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_options_exist(page):
+    """Every option that is named in a text is one of a command."""
+    named = {code.partition("=")[0].split()[0] for code in inline(page) if code.startswith("--")}
+    assert named <= options()
 
 
 def missing(snippet):
