@@ -1,4 +1,4 @@
-"""What the page says of effects: in the published study, and where gradients explain nothing."""
+"""What the page says of effects: in a trained study, and where gradients explain nothing."""
 
 import dataclasses
 import importlib.util
@@ -13,18 +13,18 @@ from gradscope.study.effects import effects
 
 
 @pytest.fixture(scope="session")
-def published():
-    """The tables of the study of 32 cells in `reports/`."""
+def trained():
+    """The tables of a study of 32 cells."""
     path = Path(__file__).parents[1] / "study" / "conftest.py"
     spec = importlib.util.spec_from_file_location("study_makers", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return tables.read(module.published_study())
+    return tables.read(module.trained_study())
 
 
-def test_an_outlier_is_named_with_what_rests_on_it(published):
+def test_an_outlier_is_named_with_what_rests_on_it(trained):
     """No statement on the loss but names the cell of loss 36.1, with the number without it."""
-    said = {s.partition(":")[0]: s for s in claims.effect_sentences(effects(published))}
+    said = {s.partition(":")[0]: s for s in claims.effect_sentences(effects(trained))}
     loss = said["Final training loss, log10"]
     assert (
         "skip yes \u00b7 batch_norm no \u00b7 init kaiming \u00b7 depth 64 \u00b7 lr 2e-5" in loss
@@ -35,9 +35,9 @@ def test_an_outlier_is_named_with_what_rests_on_it(published):
     assert "skip no against yes \u221218.0 points" in said["Validation accuracy"]
 
 
-def test_cells_that_do_not_learn_are_counted(published):
+def test_cells_that_do_not_learn_are_counted(trained):
     """15 cells end at chance, and the opening says so."""
-    said = " ".join(sentences.opening(published, effects(published)))
+    said = " ".join(sentences.opening(trained, effects(trained)))
     assert "15 of 32 cells do not learn" in said
 
 

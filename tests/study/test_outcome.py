@@ -66,9 +66,9 @@ def test_gap_is_that_of_one_mode(made):
     assert read["train_accuracy"] == 0.5
 
 
-def test_published_cells_at_chance_are_seen(made):
+def test_trained_cells_at_chance_are_seen(made):
     """Of the 16 networks without skips, all but one end at ln 5 and a fifth of 250 images."""
-    cells = tables.read(made.published()).frames["cells"]
+    cells = tables.read(made.trained()).frames["cells"]
     idle = cells[cells["status"] == NOT_LEARNING]
     assert len(idle) == 15
     assert set(idle["factor.skip"]) == {"no"}
