@@ -35,6 +35,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("data", help="COCO folder that it was trained on")
     parser.add_argument("cell", help="id of the cell, or its beginning")
     parser.add_argument("--threads", type=int, default=1, help="of this process")
+    parser.add_argument("--table", type=Path, help="CSV that a line with the result is added to")
     return parser.parse_args()
 
 
@@ -79,11 +80,18 @@ def main() -> None:
     print(f"one more seed      {low:.1%} to {high:.1%}, 95 % prediction interval")
     torch.set_num_threads(asked.threads)
     result, _ = train_cell(of_grid(asked.study, asked.data, asked.cell))
-    now = result.history.epochs[-1].val_accuracy
-    where = "inside" if low <= now <= high else "OUTSIDE"
-    print(
-        f"trained again      {now:.1%}, {where}; {asked.threads} threads, {result.duration_s:.0f} s"
-    )
+    again = result.history.epochs[-1].val_accuracy
+    where = "inside" if low <= again <= high else "OUTSIDE"
+    print(f"trained again      {again:.1%}, {where} ({asked.threads} threads)")
+    if asked.table is not None:
+        row = {
+            "study": asked.study, "cell": asked.cell, "published": before.val_accuracy,
+            "low": low, "high": high, "again": again, "threads": asked.threads,
+        }  # fmt: skip
+        first = not asked.table.exists()
+        lines = pd.DataFrame([row]).to_csv(index=False, header=first, float_format="%.9g")
+        with asked.table.open("a", encoding="utf-8") as table:
+            table.write(lines)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -86,3 +87,24 @@ def test_hw5net_is_not_shown_to_beat_net3(net3):
     started = cells[(cells["factor.model"] == net3) & (cells.verdict != "dead")]
     fast = cells[(cells["factor.model"] == FAST[0]) & (cells["factor.lr"] == FAST[1])]
     assert started.val_accuracy.mean() > fast.val_accuracy.mean()
+
+
+def test_cells_trained_again_fall_where_one_more_seed_would():
+    """The prediction interval by hand: seeds of the verdict, their variance pooled."""
+    again = pd.read_csv(study_figures.ROOT / "reports" / "retrained.csv")
+    assert set(again.study) == {"hw5-study", "hw5-coco"}
+    for row in again.itertuples():
+        cells = study_figures.table(row.study, "cells").set_index("cell")
+        cell = cells.loc[next(name for name in cells.index if name.startswith(f"{row.cell}-"))]
+        assert row.published == pytest.approx(cell.val_accuracy)
+        seeds = [
+            own.val_accuracy.to_numpy()
+            for _, own in cells[cells.verdict == cell.verdict].groupby("variant")
+        ]
+        own = next(s for s in seeds if cell.val_accuracy in s)
+        freedom = sum(len(s) - 1 for s in seeds)
+        variance = sum(s.var() * len(s) for s in seeds) / freedom
+        half = stats.t(freedom).interval(0.95)[1] * np.sqrt(variance * (1 + 1 / len(own)))
+        assert row.low == pytest.approx(own.mean() - half)
+        assert row.high == pytest.approx(own.mean() + half)
+        assert row.low < row.again < row.high
