@@ -193,6 +193,8 @@ _SMALL = {
 def published() -> Iterator[tuple[str, Callable[[int], Training]]]:
     """Published architectures: at their own initialisation and over five steps of AdamW."""
     for name in zoo.TORCHVISION if importlib.util.find_spec("torchvision") else ():
+        if name.startswith("vgg"):  # 130 million weights, and nothing that alexnet has not
+            continue
         yield f"torchvision {name}", lambda seed, name=name: _images(seed, _torchvision(name), 64)
     for name in TIMM if importlib.util.find_spec("timm") else ():
         yield f"timm {name}", lambda seed, name=name: _images(seed, _timm(name), 64)

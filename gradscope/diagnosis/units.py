@@ -12,7 +12,7 @@ from gradscope.trace.table import RecordedTensor
 
 
 def dead_units(case: Case) -> Iterator[Finding]:
-    """Layers of which most units were zero on every example that was recorded."""
+    """Layers of which most units were zero on every example that was recorded lately."""
     layers = dead = 0
     hit: list[tuple[str, float, bool]] = []
     for i, tensor in case.columns("activation"):
@@ -21,7 +21,7 @@ def dead_units(case: Case) -> Iterator[Finding]:
         if not len(share):
             continue
         layers += 1
-        last = share[-1].item()  # it only falls while batches come in
+        last = share[-1].item()
         if last >= limits.dead_share(_units(tensor)):
             info = case.modules.get(tensor.module)
             hit.append((tensor.name, last, info is None or info.is_cut))
@@ -33,8 +33,8 @@ def dead_units(case: Case) -> Iterator[Finding]:
         "dead-units",
         Severity.ERROR if blocking else Severity.WARNING,
         listed([name for name, _, _ in hit]),
-        "Most units of these layers gave zero for every recorded example: they pass no gradient "
-        "and cannot recover.",
+        "Most units of these layers gave zero for every example that was recorded lately: they "
+        "pass no gradient and cannot recover.",
         {
             "dead": Evidence(max(share for _, share, _ in hit), "share of units, worst layer"),
             "layers": Evidence(dead, f"of {layers} activations"),

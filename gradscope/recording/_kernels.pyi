@@ -45,6 +45,7 @@ def dead_units(
     column: int,
     place: int,
     dim: int,
+    window: int,
     active: bytearray,
     convert: Callable[[Tensor], None],
     tensor: Tensor,

@@ -42,6 +42,10 @@ PLACE = {name: i for i, name in enumerate(RAW)}
 RING = 32
 """Recorded steps that wait on the device before they are copied out."""
 
+WINDOW = 16
+"""Recorded steps after which a unit that was active begins to be forgotten: it is dead when it gave
+nothing in this window nor in the one before."""
+
 DENSE = 16
 """The first recorded steps are never thinned out: most of what goes wrong goes wrong there."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gradscope.recording import reductions
-from gradscope.recording.buffer import StatisticsBuffer
+from gradscope.recording.buffer import WINDOW, StatisticsBuffer
 from gradscope.recording.kernels import (
     Reader,
 )
@@ -63,20 +63,27 @@ class DeviceMeter:
         return read
 
     def units_reader(self, column: int, dim: int) -> Reader:
-        """Make what takes the share of units along a dimension that never gave but zero."""
-        ever: Tensor | None = None
+        """Make what takes the share of units along a dimension that gave but zero for a while."""
+        before: Tensor | None = None
+        now: Tensor | None = None
+        calls = 0
 
         def read(tensor: Tensor) -> None:
-            nonlocal ever
+            nonlocal before, now, calls
             if not reductions.is_readable(tensor) or not tensor.numel():
                 return
             others = [d for d in range(tensor.dim()) if d != dim]
             active = torch.linalg.vector_norm(tensor.detach(), torch.inf, others) != 0
-            if ever is not None and ever.shape == active.shape:
-                active |= ever
-            ever = active
+            if now is None or now.shape != active.shape:  # another width: nothing known
+                before, calls = None, 0
+            elif calls == WINDOW:
+                before, calls = now, 0
+            else:
+                active |= now
+            now, calls = active, calls + 1
+            ever = active if before is None else active | before
             dead = self._buffer.cell(self._device, column, "dead")
-            dead.copy_(1 - active.float().mean())
+            dead.copy_(1 - ever.float().mean())
 
         return read
 

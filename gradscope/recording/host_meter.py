@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradscope.recording import kernels, reductions
-from gradscope.recording.buffer import PLACE, Area, StatisticsBuffer
+from gradscope.recording.buffer import PLACE, WINDOW, Area, StatisticsBuffer
 from gradscope.recording.kernels import (
     ALL,
     NORM,
@@ -36,7 +36,7 @@ class HostMeter:
         return self._reader(column, ALL if whole else NORM)
 
     def units_reader(self, column: int, dim: int) -> Reader:
-        """Make what takes the share of units along a dimension that never gave but zero."""
+        """Make what takes the share of units along a dimension that gave but zero for a while."""
         area, place, active = self._area(column), PLACE["dead"], bytearray()
 
         def convert(tensor: Tensor) -> None:
@@ -48,11 +48,11 @@ class HostMeter:
             dense = tensor.permute(order).contiguous()  # of channels_last no copy is made
             dense = dense if dense.dtype in READ else (dense != 0).float()  # complex ones too
             kernels.compiled.dead_units(
-                area, column, place, order.index(dim), active, _cannot_read, dense
+                area, column, place, order.index(dim), WINDOW, active, _cannot_read, dense
             )
 
         return functools.partial(
-            kernels.compiled.dead_units, area, column, place, dim, active, convert
+            kernels.compiled.dead_units, area, column, place, dim, WINDOW, active, convert
         )
 
     def parameter_gradients(

@@ -20,7 +20,8 @@ STATISTICS: dict[str, str] = {
     "weight_norm": "L2 norm of the parameter itself before the step",
     "update_ratio": "norm(parameter after - before the step) / norm(parameter before)",
     "saturated_fraction": "share of outputs within 1 % of the bounds of a bounded activation",
-    "dead_fraction": "share of units whose output was zero on every example recorded so far",
+    "dead_fraction": "share of units whose output was zero on every example of the last 17 to "
+    "32 recorded steps, of all of them where there are fewer",
     "variation": "variance / mean square, 0 (all alike) to 1: of an output over the examples, in "
     "the first three recorded steps and every eighth; of a weight over its units, in the first",
     "carried_norm": "norm of the gradient that was there already when backward began",

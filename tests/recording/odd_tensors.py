@@ -123,7 +123,7 @@ def check(tensor):
     else:
         assert not math.isfinite(found) or exact.isfinite().all(), (tensor, found)
     for dim in range(tensor.dim()):
-        kernels.dead_units(area, column, 6, dim, bytearray(), left.append, tensor)
+        kernels.dead_units(area, column, 6, dim, 16, bytearray(), left.append, tensor)
 
 
 def use(tensor):
@@ -236,7 +236,7 @@ def wrong_arguments():
         "measure_one": (area, column, 4, len, tensor),
         "remember": (area, [column], [tensor], [sample], 7),
         "change": (area, [column], [tensor], [sample], 8),
-        "dead_units": (area, column, 6, 0, bytearray(), len, tensor),
+        "dead_units": (area, column, 6, 0, 16, bytearray(), len, tensor),
     }
     strange = (
         None, -1, 2**40, 2**62, 2**70, "", [], [None], [2**62], (), {}, [()], [(1,)], object(),

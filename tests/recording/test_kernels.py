@@ -190,9 +190,11 @@ def test_the_environment_switches_them_off():
         ("remember", (None, [1], [torch.ones(2)], [(1, 2)], 1)),
         ("remember", (None, [1], [torch.ones(2)], [3], 1)),
         ("change", (None, [1], [torch.ones(2)], [], 1)),
-        ("dead_units", (None, 1, 1, 0, [], None, torch.ones(2))),
-        ("dead_units", (None, 1, 1, 7, bytearray(), None, torch.ones(2))),
-        ("dead_units", (None, 1, 1, -1, bytearray(), None, torch.ones(2))),
+        ("dead_units", (None, 1, 1, 0, 16, [], None, torch.ones(2))),
+        ("dead_units", (None, 1, 1, 7, 16, bytearray(), None, torch.ones(2))),
+        ("dead_units", (None, 1, 1, -1, 16, bytearray(), None, torch.ones(2))),
+        ("dead_units", (None, 1, 1, 0, 0, bytearray(), None, torch.ones(2))),
+        ("dead_units", (None, 1, 1, 0, 256, bytearray(), None, torch.ones(2))),
     ],
 )
 def test_wrong_arguments_are_errors_of_python(name, arguments):

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradscope
 from gradscope.recording import kernels
-from gradscope.recording.buffer import StatisticsBuffer
+from gradscope.recording.buffer import WINDOW, StatisticsBuffer
 from gradscope.recording.device_meter import DeviceMeter
 from gradscope.recording.host_meter import HostMeter
 from gradscope.recording.reductions import UPDATE_LIMIT
@@ -177,6 +177,25 @@ def test_dead_units_are_those_that_were_always_zero(kind, shape, dtype, layout, 
         reader(tensor)
         active |= (tensor != 0).movedim(dim, 0).flatten(1).any(1)
         dead = 1 - float(active.double().mean())
+        assert read(buffer, column, "dead") == [pytest.approx(dead, abs=1e-6)]
+
+
+@pytest.mark.parametrize("kind", METERS)
+@given(
+    active=st.lists(st.sets(st.integers(0, 3)), min_size=1, max_size=80),
+    layout=layouts,
+)
+def test_dead_units_are_forgotten_with_their_window(kind, active, layout):
+    """Counted again from all calls: what this window of them and the one before hold."""
+    meter, buffer, (column,) = made(kind)
+    reader = meter.units_reader(column, 1)
+    for i, units in enumerate(active):
+        tensor = torch.zeros(2, 4, 3, 2)
+        tensor[1, sorted(units), 2, 0] = 5.0
+        reader(laid_out(tensor, layout))
+        window = active[max(0, WINDOW * (i // WINDOW - 1)) : i + 1]
+        assert WINDOW < len(window) <= 2 * WINDOW or len(window) == i + 1
+        dead = 1 - len(set().union(*window)) / 4
         assert read(buffer, column, "dead") == [pytest.approx(dead, abs=1e-6)]
 
 

@@ -176,8 +176,8 @@ def test_relu_zero_fraction_and_dead_units():
     assert recorded(scope, "activation", "1", "dead_fraction") == [pytest.approx(0.5)]
 
 
-def test_a_unit_is_dead_only_while_it_never_was_active():
-    """Dead units are counted over all recorded batches: one active batch brings a unit to life."""
+def test_a_unit_is_dead_only_while_it_was_not_active():
+    """Dead units are counted over many recorded batches: one active batch brings a unit to life."""
     model = nn.Sequential(nn.ReLU(), nn.Linear(2, 1))
     with gradscope.watch(model, every=1) as scope:
         for batch in ([[-1.0, -1.0]], [[1.0, -1.0]], [[-1.0, -1.0]]):

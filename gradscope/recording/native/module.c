@@ -47,9 +47,9 @@ static PyMethodDef methods[] = {
      "change(area, columns, tensors, samples, place)\n\n"
      "Write the norm of the change since `remember`, scaled up alike; returns as `measure`."},
     {"dead_units", py_dead_units, METH_VARARGS,
-     "dead_units(area, column, place, dim, active, convert, tensor)\n\n"
+     "dead_units(area, column, place, dim, window, active, convert, tensor)\n\n"
      "Mark in the bytearray `active` which units along a dimension are not zero everywhere; write\n"
-     "the share of those never marked. Calls `convert` as `measure_one` does."},
+     "the share of those not marked in this window of calls nor in the one before. Calls `convert` as `measure_one` does."},
     {NULL, NULL, 0, NULL}};
 
 static int execute(PyObject *module) {
