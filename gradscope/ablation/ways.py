@@ -123,12 +123,13 @@ class _Turns:
         started, enough = time.monotonic(), self.folder / "enough"
         for turn in range(total):
             i = turn % len(self.ways)
+            is_each_timed = turn == 2 * len(self.ways)
             if place.number == 0:
                 tell((turn, total))
-                if turn == 2 * len(self.ways) and time.monotonic() - started > _ENOUGH_S:
+                if is_each_timed and time.monotonic() - started > _ENOUGH_S:
                     enough.touch()
             self._meet(turn, place.number)
-            if enough.exists():
+            if is_each_timed and enough.exists():
                 break
             way = self.ways[i]
             if place.number >= way.layout.jobs or i not in images:
