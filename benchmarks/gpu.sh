@@ -8,7 +8,7 @@ failed=0
 step() { echo; echo "== $*"; timeout 150 "$@" || { echo "failed: $? ($*)"; failed=1; }; }
 # CUDA itself raises where a recorded step makes the host wait.
 step python -m pytest -q -rs -p no:cacheprovider tests/recording/test_meters.py \
-  tests/ablation/test_training.py tests/ablation/test_gpu.py \
+  tests/ablation/test_training.py tests/recording/test_gpu.py tests/ablation/test_gpu.py \
   -k "synchronis or device or gpu or GPU"
 step python benchmarks/recorder_overhead.py --workload hw5net-32 resnet50-8 gpt-4 \
   --recorder gradscope-norms gradscope-all --rounds 9 --steps 6
