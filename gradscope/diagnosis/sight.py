@@ -45,15 +45,21 @@ def unseen(case: Case) -> Iterator[Finding]:
             "this network between two steps.",
             "Watch the module whose parameters are trained, and call backward() inside watch().",
         )
-    elif not basis.outputs:
+    elif not basis.outputs or (basis.outputs == 1 and _matrices(case) > 1):
+        one = ", and one output" if basis.outputs else ""
         told = f" ({basis.unseen[0]})" if basis.unseen else ""
         yield _inconclusive(
             "no-activations",
-            "Only the gradients of weights were recorded"
-            f"{told}: they can look level while the gradient vanishes on its way to the input.",
+            f"Only the gradients of weights were recorded{one}{told}: they can look level while "
+            "the gradient vanishes on its way to the input.",
             "Record with activations=True, and watch the uncompiled network.",
             parameters=Evidence(basis.gradients, "with a gradient"),
         )
+
+
+def _matrices(case: Case) -> int:
+    """Weights that a gradient may vanish between: those with two or more dimensions."""
+    return sum(t.kind == "weight" and len(t.shape) > 1 for t in case.trace.tensors)
 
 
 def _inconclusive(kind: str, message: str, remedy: str, **evidence: Evidence) -> Finding:

@@ -45,6 +45,7 @@ from gradscope.recording.outputs import ForwardReader
 from gradscope.recording.parameters import ParameterReader
 from gradscope.recording.step_hooks import StepHooks
 from gradscope.recording.strangers import Strangers
+from gradscope.recording.unlisted import unlisted
 from gradscope.recording.unstepped import Unstepped
 from gradscope.trace.table import RecordedStep, Trace, nothing
 
@@ -234,6 +235,9 @@ class Scope:
         self._notes.take(module, args, output)
         if module is self._model:
             self._strangers.look((args, self._forward.lent), output)
+            blind_spot = unlisted(module)
+            if blind_spot and blind_spot not in self.blind_spots:
+                self._say(blind_spot)
 
     def _on_compiled(self) -> None:
         self._cannot_see(COMPILED)
