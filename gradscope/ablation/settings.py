@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveInt,
@@ -110,10 +111,17 @@ class CellConfig(Config):
         return {name: value for name, value in dumped.items() if value is not None}
 
 
+def _count_or_auto(value: Any) -> Any:
+    """Checked here, since of a union of types pydantic names the part that fits least."""
+    if value in (None, AUTO) or (isinstance(value, int) and value > 0):
+        return value
+    raise ValueError("give a whole number from 1, or auto")
+
+
 class ResourcesConfig(Config):
     """What one cell needs of a machine; see `gradscope.engines.Resources`."""
 
-    cpus: PositiveInt | Literal["auto"] | None = None
+    cpus: Annotated[int | Literal["auto"] | None, BeforeValidator(_count_or_auto)] = None
     """Processors, and so threads; None: an equal share of all. ``auto``: the share with which all
     cells together are fastest on the machine at hand."""
     gpus: float | None = Field(None, ge=0, allow_inf_nan=False)

@@ -296,6 +296,10 @@ WRONG = {
         r"grid.yaml:3: train.lr: give a number, got 'false'",
     ),
     "true in a list": (HEAD + "seeds: [true]\n", r"grid.yaml:3: seeds: give a number, got 'true'"),
+    "no processors": (
+        HEAD + "resources: {cpus: 0}\n",
+        r"grid.yaml:3: resources.cpus: give a whole number from 1, or auto, got '0'",
+    ),
     "true in a section": (
         HEAD + "resources: {cpus: true}\n",
         r"grid.yaml:3: resources.cpus: give a number",
