@@ -182,7 +182,6 @@ def site(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("documentation")
 def test_the_site_refers_to_what_is_there(site):
     """Internal links end at a file and a name in it; nothing is loaded from elsewhere."""
     read = cache(Page)
@@ -212,7 +211,6 @@ def test_the_site_refers_to_what_is_there(site):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("documentation")
 def test_the_site_opens_from_disk(site):
     """Opened as a file, with no network, it complains of nothing and its search finds."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

@@ -16,7 +16,6 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ranks")
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="no distributed package")
 def test_ddp_and_fsdp_record_the_same(tmp_path):
     """Losses, and the total norm of the clipped gradient, of two ways through torch."""

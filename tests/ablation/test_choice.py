@@ -81,7 +81,6 @@ def test_the_cells_are_those_of_a_grid_that_says_it_outright(tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("processes")
 def test_a_study_keeps_its_choice_on_another_machine(tiny, machine):
     """Chosen by the first run, told with the figures, taken up by the second, which would not."""
     machine(RATES)
@@ -174,7 +173,6 @@ def test_auto_is_no_value_to_compare(tiny):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("processes")
 def test_each_way_is_timed_in_processes_that_run_together(tiny):
     """Two processes and one, both precisions; where one dies nothing is known."""
     ways = [Way(p, Layout(n, 1)) for p in ("fp32", "bf16") for n in (2, 1)]

@@ -11,7 +11,6 @@ from gradscope.engines.placement import devices
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU at hand"),
-    pytest.mark.xdist_group("processes"),
 ]
 
 GREEDY = """

@@ -134,7 +134,6 @@ def table(runs):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("processes")  # it waits for what it starts
 @pytest.mark.skipif(os.name != "posix", reason="process groups are killed")
 @pytest.mark.filterwarnings("default")  # Ray's own
 def test_a_run_whose_processes_are_killed_ten_times_ends_with_the_same_table(tiny, monkeypatch):

@@ -59,14 +59,12 @@ def test_members_are_reproducible():
     assert not torch.equal(first.inputs[0], other.inputs[0])
 
 
-@pytest.mark.xdist_group("zoo")  # it is judged once
 def test_at_least_95_percent_are_right(verdicts):
     """Of the standard zoo."""
     wrong = [row for row in verdicts if not row[3]]
     assert len(wrong) <= 0.05 * len(verdicts), wrong
 
 
-@pytest.mark.xdist_group("zoo")  # it is judged once
 def test_no_healthy_network_is_called_sick(verdicts):
     """Of the standard zoo."""
     assert [row for row in verdicts if row[4]] == []

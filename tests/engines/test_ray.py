@@ -21,7 +21,6 @@ ROOT = Path(gradscope.__file__).parents[1]
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.xdist_group("processes"),
     pytest.mark.filterwarnings("default"),
 ]
 

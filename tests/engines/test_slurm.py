@@ -180,7 +180,6 @@ class Hand:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("processes")
 @pytest.mark.filterwarnings("default")
 @pytest.mark.usefixtures("cluster", "work")
 def test_an_array_of_cells_on_a_cluster(tiny):

@@ -285,7 +285,6 @@ test_saving.train(10**9, save=sys.argv[1])
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("processes")  # it waits for what it starts
 @pytest.mark.skipif(os.name != "posix", reason="processes are killed")
 def test_a_training_that_is_killed_loses_at_most_one_write(tmp_path, monkeypatch):
     """At twenty random moments; the file has what was written last, as a training has it."""

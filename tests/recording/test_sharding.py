@@ -23,8 +23,6 @@ import gradscope
 if not distributed.is_available():
     pytest.skip("this torch has no distributed package", allow_module_level=True)
 
-pytestmark = pytest.mark.xdist_group("ranks")  # they are started once
-
 STEPS = 3
 
 

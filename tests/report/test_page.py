@@ -12,8 +12,6 @@ from gradscope.report.embed import embedded
 from gradscope.report.write import write_report
 from gradscope.study import labels
 
-pytestmark = pytest.mark.xdist_group("browser")  # it and its pages are made once
-
 CHARTS = (
     "map", "profile", "chi", "ratio", "heat", "updates", "update-steps", "weight-norms",
     "activations", "grad-norm", "effects", "interactions", "loss", "val-loss", "accuracy",
