@@ -101,6 +101,13 @@ CLIPPED = 1 / 30
 """Share of the gradient norm that clipping leaves at nearly every step from which it is no longer
 outliers that are clipped: a decade and a half, as for `EXPLODING`."""
 
+SHUT = 1e-3
+"""Size (rms) of a scale up to which it holds back what is behind it: `VANISHING`, by one factor.
+LayerScale starts at 1e-6 to 1e-4, or for shallow networks at 0.1, which holds nothing back."""
+
+OPENING = 1.1
+"""Growth over the recorded steps from which such a scale is still on its way."""
+
 LOST_SHARE = 0.5
 """Share of the elements with a gradient that a step leaves bit for bit as they are from which
 updates are lost in rounding: most of them."""
@@ -151,12 +158,6 @@ MIN_STRETCH = 8
 BEYOND_RANGE = 0.25
 """Standard deviations of the targets by which one must lie beyond what the output can give: less is
 noise at the bound."""
-
-MIN_LOSSES = 20
-"""Steps with a known loss that a judgement on its fall needs."""
-
-FLAT_LOSS = 0.02
-"""Share of the loss by which it must have fallen over them to be falling."""
 
 MIN_LABELS = 16
 """Examples in a batch of three or more classes of which it is no chance that all have one label."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradscope.diagnosis import limits
 from gradscope.diagnosis.case import Case, listed
+from gradscope.diagnosis.gates import behind_gates
 from gradscope.diagnosis.optimizer import lowered, rate_of, stepped, table
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 
@@ -213,10 +214,13 @@ def underflowing(case: Case) -> Iterator[Finding]:
 
 def _standing(case: Case) -> Iterator[Finding]:
     """Weights in the optimizer that get a gradient and never move, while others do."""
+    waiting = behind_gates(case)
     columns = [
         i
         for i in stepped(case)
-        if case.largest("weight_norm", i) > 0 and case.trace.tensors[i].dtype not in _HALF
+        if case.largest("weight_norm", i) > 0
+        and case.trace.tensors[i].dtype not in _HALF
+        and case.trace.tensors[i].name not in waiting
     ]
     if not case.structure.groups or not columns:
         return

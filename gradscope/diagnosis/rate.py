@@ -10,6 +10,7 @@ import torch
 
 from gradscope.diagnosis import advice, limits
 from gradscope.diagnosis.case import Case, listed
+from gradscope.diagnosis.gates import behind_gates
 from gradscope.diagnosis.loss_side import hardly_learned
 from gradscope.diagnosis.movement import movement
 from gradscope.diagnosis.optimizer import group_of, lowered, rate_of, rates, table
@@ -61,12 +62,14 @@ def learning_rate(case: Case) -> Iterator[Finding]:
 
 def updates(case: Case) -> Iterator[Finding]:
     """Steps that are too large or too small for the weights, where nothing else explains it."""
+    waiting = behind_gates(case)
     columns = [
         i
         for i, tensor in case.columns("weight")
         if len(tensor.shape) > 1
         and case.largest("weight_norm", i) > 0
         and rate_of(case, tensor.name)
+        and tensor.name not in waiting
     ]
     if not columns:
         return
