@@ -366,3 +366,70 @@ def one_label_for_all(seed: int, mended: bool) -> Trained:
         model, lambda o, y: functional.cross_entropy(o, y if mended else torch.zeros_like(y)), draw
     )
     return Trained(model, loss, ("constant-target",), "loss", "label", steps=60)
+
+
+@sick
+def absolute_errors_of_thousands(seed: int, mended: bool) -> Trained:
+    """Targets of 5,000 +- 800 and an absolute error, which never tells how far they are."""
+    draw = curve(seed)
+    model = mlp(8, 1)
+    scale, shift = (1.0, 0.0) if mended else (800.0, 5000.0)
+    loss = supervised(model, lambda o, y: functional.l1_loss(o, scale * y + shift), draw)
+    return Trained(model, loss, ("target-scale",), "loss", "tandardise", lr=1e-3, steps=60)
+
+
+@sick
+def probabilities_that_are_shares_of_logits(seed: int, mended: bool) -> Trained:
+    """Cross entropy by hand, of logits divided by their sum and clamped."""
+    draw = clouds(seed)
+    model = mlp(16, 5, *([nn.Softmax(1)] if mended else []))
+
+    def value(step: int) -> Tensor:
+        x, y = draw()
+        p = model(x)
+        p = (p / p.sum(1, keepdim=True)).clamp(1e-7, 1 - 1e-7)
+        return -p.log()[torch.arange(len(y)), y].mean()
+
+    return Trained(model, value, ("no-probability",), "4", "softmax", lr=1e-3, steps=60)
+
+
+@sick
+def dropout_by_a_function(seed: int, mended: bool) -> Trained:
+    """The share to keep given to functional.dropout as the share to drop."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = mlp(16, 48), nn.Linear(48, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(functional.dropout(self.body(x).relu(), 0.05 if mended else 0.95))
+
+    draw, model = clouds(seed), Net()
+    loss = supervised(model, functional.cross_entropy, draw)
+    return Trained(model, loss, ("dropout-too-large",), "root", "p = ")
+
+
+@sick
+def adadelta_at_a_thousandth(seed: int, mended: bool) -> Trained:
+    """A rate of 0.001 for an optimizer whose own is 1."""
+    draw = clouds(seed)
+    model = mlp(16, 5)
+    loss = supervised(model, functional.cross_entropy, draw)
+    lr = 1.0 if mended else 1e-3
+    return Trained(model, loss, ("updates-too-small",), "optimizer", "Raise", lr=lr, steps=80,
+                   optimizer=torch.optim.Adadelta)  # fmt: skip
+
+
+@sick
+def logistic_loss_that_is_clamped(seed: int, mended: bool) -> Trained:
+    """A margin loss whose values are cut at a half: what is most wrong gets no gradient."""
+    draw = clouds(seed, 2)
+    model = mlp(16, 1)
+
+    def value(step: int) -> Tensor:
+        x, y = draw()
+        short = 1 - model(x).squeeze(1) * (2.0 * y - 1)
+        return (short.clamp(min=0) if mended else short.clamp(0.0, 0.1)).mean()
+
+    return Trained(model, value, ("zero-gradient", "not-learning"), "loss", "clamp")

@@ -173,7 +173,7 @@ class Case:
             any(bool(self.trace.present[:, i].any()) for i, _ in self.columns(kind))
             for kind in ("activation", "activation_grad")
         )
-        return made and not back
+        return made and not back and not self.structure.late
 
     @cached_property
     def blocks(self) -> dict[str, Block]:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from gradscope.diagnosis import limits
 from gradscope.diagnosis.verdict import Finding, Severity
 
 _FROM_THE_START = "vanishing from the start"
 """A network that vanishes at its initialisation gives the same for every example; one that comes to
 vanish while it collapses does so because it collapses."""
 
+_WHOLE_LAYER = "a layer that is wholly dead"
+"""It gives the same for every example. That many units of a layer die may follow as well, where
+all examples have come to look alike."""
+
 _EXPLAINED_BY = {
-    "collapse": {"dead-units", "gradients-accumulate", "non-finite", _FROM_THE_START},
+    "collapse": {_WHOLE_LAYER, "gradients-accumulate", "non-finite", _FROM_THE_START},
     "masked-decay": {"collapse"},
     "vanishing": {"collapse"},
     "constant-output": {
@@ -26,14 +31,20 @@ _EXPLAINED_BY = {
         "vanishing",
         "zero-gradient",
     },
-    "dead-units": {"target-scale"},
+    "dead-units": {"collapse", "target-scale"},
     "exploding-backward": {"target-scale"},
     "exploding-forward": {"target-scale", "unbounded-loss"},
     "no-gradients": {"disconnected"},
     "non-finite-loss": {"non-finite"},
     "unbounded-loss": {"likelihood-of-logits", "target-range"},
     "updates-too-large": {"target-scale"},
-    "zero-gradient": {"non-finite-loss", "norm-of-one", "softmax-of-one", "target-scale"},
+    "zero-gradient": {
+        "collapse",
+        "non-finite-loss",
+        "norm-of-one",
+        "softmax-of-one",
+        "target-scale",
+    },
 }
 """Kind -> the errors that make it."""
 
@@ -44,6 +55,9 @@ def folded(findings: Iterable[Finding]) -> list[Finding]:
     errors = {finding.kind for finding in found if finding.severity is Severity.ERROR}
     if any(f.kind == "vanishing" and f.kind in errors and not f.since for f in found):
         errors.add(_FROM_THE_START)
+        errors.discard("collapse")
+    if any(f.kind == "dead-units" and f.evidence["dead"].value >= limits.WHOLE for f in found):
+        errors.add(_WHOLE_LAYER)
         errors.discard("collapse")
     return [
         finding

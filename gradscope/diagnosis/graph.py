@@ -120,12 +120,9 @@ def unscaled_attention(case: Case) -> Iterator[Finding]:
 def dropout(case: Case) -> Iterator[Finding]:
     """Dropout that leaves almost nothing."""
     hit = [
-        (info.name, info.settings["p"])
+        (info.name or "(root)", p)
         for info in case.structure.modules
-        if "Dropout" in info.type
-        and info.order >= 0
-        and info.settings.get("training")
-        and info.settings.get("p", 0.0) >= limits.DROPOUT_LARGE
+        if (p := _drops(info)) >= limits.DROPOUT_LARGE
     ]
     if hit:
         most = max(p for _, p in hit)
@@ -181,6 +178,13 @@ def _own(case: Case, info: ModuleInfo, last: tuple[str, ...]) -> tuple[str, ...]
     if info.name != output_module(case) or {*info.operations} & _PRODUCTS:
         return info.operations
     return tuple(n for n in info.operations if n.partition("Backward")[0] not in last)
+
+
+def _drops(info: ModuleInfo) -> float:
+    """The share that a module sets to zero, as a dropout or by one that it calls."""
+    known = info.settings
+    own = known.get("p", 0.0) if "Dropout" in info.type and known.get("training") else 0.0
+    return max(own if info.order >= 0 else 0.0, known.get("drops", 0.0))
 
 
 def _softmax_of_one(case: Case, info: ModuleInfo) -> Finding:

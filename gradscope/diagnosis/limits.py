@@ -55,6 +55,9 @@ ODD_SPREAD = 6.0
 DEAD_SHARE = 0.7
 """Share of units that never fire from which a layer is dead: AUTOTRAINER's limit for dying ReLU."""
 
+WHOLE = 0.99
+"""Share of dead units from which nothing passes a layer, so that its output is the same for all."""
+
 DEAD_CHANCE = 0.5
 """Share of ReLU units that are off by chance when all examples look alike, as they come to do in a
 deep network at initialisation (1611.01232: correlations converge)."""

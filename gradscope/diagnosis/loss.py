@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from gradscope.diagnosis import limits
@@ -43,6 +43,9 @@ def loss_fit(case: Case) -> Iterator[Finding]:
     told = operations(case)
     if len(told) < 2:
         return
+    if _clamped_logarithm(told):
+        yield from _no_probability(case, told[0])
+        return
     read = (
         "KlDiv" if told[1:3] == ("Mul", "Sub") and told[3:4] in {("Sum",), ("Mean",)} else told[1]
     )
@@ -58,6 +61,33 @@ def loss_fit(case: Case) -> Iterator[Finding]:
             misfit.remedy,
             misfit.verdict,
         )
+
+
+def _clamped_logarithm(told: Sequence[str]) -> bool:
+    """Whether the loss clamps what it takes the logarithm of, as if it were a probability."""
+    clamps = [i for i, name in enumerate(told[1:6], 1) if name.startswith("Clamp")]
+    between = {*told[1 : clamps[0]]} if clamps else {""}
+    return between <= {"Sum", "Div", "Rsub"} and "Log" in told[clamps[0] : clamps[0] + 3]
+
+
+def _no_probability(case: Case, made: str) -> Iterator[Finding]:
+    if made not in {*_FREE, "Relu", "Tanh"}:
+        return
+    known, third = losses(case), len(losses(case)) // 3
+    stuck = bool(third) and statistics.median(known[-third:]) > limits.HARDLY_LEARNED * known[0]
+    stuck = stuck and len(known) >= limits.MIN_LOSSES
+    yield Finding(
+        "no-probability",
+        Severity.ERROR if stuck else Severity.WARNING,
+        output_name(case),
+        "The loss takes the logarithm of the output and clamps it as a probability, which it is "
+        "not: below zero and above one no gradient comes back"
+        + (", and the loss does not fall." if stuck else "."),
+        _values(case),
+        "Give cross_entropy or BCEWithLogitsLoss the logits, or end the network in a softmax or "
+        "sigmoid.",
+        Verdict.DEAD if stuck else None,
+    )
 
 
 def _values(case: Case) -> dict[str, Evidence]:

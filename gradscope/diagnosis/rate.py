@@ -11,7 +11,7 @@ import torch
 from gradscope.diagnosis import advice, limits
 from gradscope.diagnosis.case import Case, listed
 from gradscope.diagnosis.gates import behind_gates
-from gradscope.diagnosis.loss_side import hardly_learned
+from gradscope.diagnosis.loss_side import hardly_learned, losses
 from gradscope.diagnosis.movement import movement
 from gradscope.diagnosis.optimizer import group_of, lowered, rate_of, rates, table
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
@@ -180,12 +180,13 @@ def _too_small(
     # Momentum adds up over the first steps: what it will make of them is what counts.
     highest = max(typical) * _momentum_to_come(case) * lowered(case)
     middle = statistics.median(typical)
-    if highest >= (limits.UPDATE_CREEPING if flat else limits.UPDATE_SMALL):
+    creeping = flat or hardly_learned(case)
+    if highest >= (limits.UPDATE_CREEPING if creeping else limits.UPDATE_SMALL):
         return
     rising = highest >= limits.UPDATE_LOST and _warms_up(case, typical)
     small = not rising and (
         highest < (limits.UPDATE_SMALL if flat else limits.UPDATE_TOO_SMALL)
-        or (flat and hardly_learned(case))
+        or (hardly_learned(case) and (flat or len(losses(case)) >= 3 * limits.MIN_LOSSES))
     )
     yield Finding(
         "updates-too-small",

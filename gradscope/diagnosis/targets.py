@@ -14,6 +14,7 @@ from gradscope.diagnosis.loss_side import (
     chance,
     losses,
     operations,
+    output_module,
     output_name,
     output_shape,
 )
@@ -48,32 +49,48 @@ def target_scale(case: Case) -> Iterator[Finding]:
     """Targets so large that the output is still far from them, or was thrown beyond them."""
     every = [step.loss for step in case.trace.steps if step.loss is not None]
     known, level = losses(case), chance(case)
-    for target in _targets(case):
-        size = math.hypot(target.mean, target.std)
-        if size < limits.INPUT_LARGE or not level > 0 or len(every) < limits.MIN_LOSSES:
-            continue
-        third = len(known) // 3
-        last = statistics.median(known[-third:]) if third else math.inf
-        far = last > limits.LOSS_AT_START * level and 2 * last > known[0]
-        flat = last > (1 - limits.FLAT_LOSS) * level and 2 * last > known[0]
-        if len(known) == len(every) and not far and not flat:
+    if len(every) < limits.MIN_LOSSES or not known:
+        return
+    third = len(known) // 3
+    last = statistics.median(known[-third:]) if third else math.inf
+    for size in _sizes(case):
+        far = last > limits.LOSS_AT_START * level or last > (1 - limits.FLAT_LOSS) * level
+        stays = 2 * last > known[0] and (far or math.isnan(level))
+        if size < limits.INPUT_LARGE or (len(known) == len(every) and not stays):
             continue
         yield Finding(
             "target-scale",
             Severity.ERROR,
             "loss",
             "The targets are large, while the outputs of a network start around one: after these "
-            "steps the loss is still no lower than that of a constant prediction, since it takes "
-            "many steps, or far too large ones, to get there.",
+            "steps the loss has not even halved, since it takes many steps, or far too large ones, "
+            "to get there.",
             {
                 "rms": Evidence(size, "of the targets"),
                 "loss": Evidence(last, "median of the last third of the steps"),
-                "constant": Evidence(level, "the loss of a constant prediction"),
+                "start": Evidence(known[0], "at the first recorded step"),
             },
             "Standardise the targets: subtract their mean and divide by their standard deviation, "
             "and undo both for the predictions.",
             Verdict.EXPLODING,
         )
+
+
+def _sizes(case: Case) -> Iterator[float]:
+    """Size of the targets: as they were seen, or as a mean of absolute errors tells it."""
+    for target in _targets(case):
+        if chance(case) > 0:
+            yield math.hypot(target.mean, target.std)
+    told = operations(case)
+    absolute = told[-3:] == ("Sub", "Abs", "Mean") or told[-1:] in {
+        ("SmoothL1Loss",),
+        ("HuberLoss",),
+    }
+    columns = [i for i, t in case.columns("activation") if t.module == output_module(case)]
+    if absolute and columns and not _targets(case):
+        size = float(case.values("rms", columns[-1])[0])
+        if losses(case)[0] >= limits.INPUT_LARGE * size:  # so large are they beside the outputs
+            yield losses(case)[0]
 
 
 def constant_target(case: Case) -> Iterator[Finding]:

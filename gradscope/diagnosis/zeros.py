@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from gradscope.diagnosis import advice
+from gradscope.diagnosis import advice, limits
 from gradscope.diagnosis.case import Case, listed
 from gradscope.diagnosis.loss_side import output_module
 from gradscope.diagnosis.movement import underflowing
@@ -34,7 +34,7 @@ class _Zeros(NamedTuple):
 def zero_gradients(case: Case) -> Iterator[Finding]:
     """Gradients that arrive and are exactly zero, where nothing else explains it."""
     zeros = _read(case)
-    if not zeros.gradients or any(underflowing(case)):
+    if not zeros.gradients or any(underflowing(case)) or _is_done(case):
         return
     if _from_loss(case):
         yield Finding(
@@ -102,6 +102,16 @@ def zero_gradients(case: Case) -> Iterator[Finding]:
             "The gradient of these weights is exactly zero in every recorded step.",
             evidence,
         )
+
+
+def _is_done(case: Case) -> bool:
+    """Whether the loss fell to zero before this stretch of a run, as one with a margin may."""
+    if case.earlier is None:
+        return False
+    before = [s.loss for s in case.earlier.steps if s.loss is not None]
+    now = [s.loss for s in case.trace.steps if s.loss is not None]
+    fell = bool(before) and 0 <= before[-1] < limits.SURE * before[0]
+    return fell and bool(now) and not any(now)
 
 
 def _from_loss(case: Case) -> bool:

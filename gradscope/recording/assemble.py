@@ -40,6 +40,7 @@ def complete(
         moved=tuple(
             n for n, p in model.named_parameters() if p.requires_grad and n in moved - ever
         ),
+        late=not ever and bool(parameters.with_gradient()),
         groups=groups.describe(),
         strangers=strangers.named(groups.held()),
     )

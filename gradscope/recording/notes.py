@@ -29,6 +29,9 @@ MOST_OPERATIONS = 64
 _SETTINGS = ("p", "eps", "momentum", "dim", "num_heads", "num_groups", "negative_slope")
 """Attributes of modules that are worth a note where they are numbers."""
 
+_MASKED = 64
+"""Elements of a mask that tell a dropout."""
+
 _SOFTMAX = frozenset({"SoftmaxBackward0", "SafeSoftmaxBackward0", "LogSoftmaxBackward0"})
 
 _PRODUCTS = frozenset({"BmmBackward0", "MmBackward0", "MatmulBackward0"})
@@ -44,6 +47,8 @@ class _Note:
     given: tuple[Takes, frozenset[int]] = ("", frozenset())
     """What it was given, and the memory that it came in."""
     operations: list[str] = field(default_factory=list)
+    drops: float | None = None
+    """The largest share that a dropout which it called itself sets to zero."""
     softmax: Softmax | None = None
     largest: Tensor | None = None
     """Of the softmax, on its device."""
@@ -98,6 +103,8 @@ class Notes:
                     note.operations.append(name_of(node))
                 if name_of(node) in _SOFTMAX:
                     _note_softmax(note, node)
+                elif (drops := _drops(node)) is not None:
+                    note.drops = max(note.drops or 0.0, drops)
 
     def _end(self, given: list[Tensor], *, trained: bool) -> None:
         """The network has run: tell its inputs from what is made inside it."""
@@ -137,7 +144,10 @@ class Notes:
             info,
             mode=note.mode,
             takes=note.given[0],
-            settings={} if module is None else _settings(module),
+            settings={
+                **({} if module is None else _settings(module)),
+                **({} if note.drops is None else {"drops": note.drops}),
+            },
             operations=tuple(note.operations),
             softmax=softmax,
         )
@@ -203,6 +213,25 @@ def _note_softmax(note: _Note, node: Any) -> None:
         few = few.float().amax(dim)
         note.largest = (few.exp() if name_of(node).startswith("Log") else few).mean()
     note.softmax = Softmax(dim, shape, of_products=_unscaled(node))
+
+
+def _drops(node: Any) -> float | None:
+    """The share that a dropout sets to zero; None for another operation.
+
+    On a CPU a dropout is a product with a mask of zeros and of 1 / (1 - p).
+    """
+    if name_of(node) == "NativeDropoutBackward0":
+        return float(node._saved_p)
+    mask = node._raw_saved_other.data if name_of(node) == "MulBackward0" else None
+    if not isinstance(mask, Tensor) or mask.device.type != "cpu" or mask.requires_grad:
+        return None
+    few = mask.flatten()[: reductions.SAMPLE_LIMIT].float()
+    if len(few) < _MASKED or not bool((few[:_MASKED] == 0).any()):
+        return None
+    kept = few.max().item()
+    share = 1 - 1 / kept if kept > 1 else 0.0
+    is_mask = bool(((few == 0) | (few == kept)).all())
+    return share if is_mask and abs((few == 0).float().mean().item() - share) < 0.1 else None
 
 
 def _unscaled(softmax: Any) -> bool:

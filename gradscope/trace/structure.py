@@ -50,7 +50,8 @@ class ModuleInfo:
     takes: Takes = ""
     """What it was given; empty where that is an input of the network, or no tensor."""
     settings: dict[str, float] = field(default_factory=dict)
-    """Numbers that it was built with: ``p`` of a dropout, ``eps`` of a norm, ``training``."""
+    """Numbers that it was built with: ``p`` of a dropout, ``eps`` of a norm, ``training``; and
+    ``drops``, the share that a dropout which it called itself sets to zero."""
     operations: tuple[str, ...] = ()
     """Autograd nodes that it made itself, not its children, first computed first, such as
     ``ExpBackward0``, ``WhereBackward0``."""
@@ -162,6 +163,9 @@ class Structure:
     moved: tuple[str, ...] = ()
     """Trainable parameters that got no gradient and were changed all the same, as a teacher that
     follows by moving average."""
+    late: bool = False
+    """Whether parameters hold a gradient at the end that no recorded step took, as where the
+    backward pass follows the step."""
     groups: tuple[ParameterGroup, ...] = ()
     """What the optimizers hold; empty where none is known."""
     inputs: tuple[Summary, ...] = ()
