@@ -13,7 +13,7 @@ from torch import nn
 from gradscope.errors import GradscopeError, RecorderError, nearest
 from gradscope.recording.assemble import git_revision
 from gradscope.recording.buffer import StatisticsBuffer
-from gradscope.recording.judging import Follow, Judging
+from gradscope.recording.judging import Judging
 from gradscope.recording.live import Live, Log
 from gradscope.recording.optimizers import innermost
 from gradscope.recording.readable import DETAILS, Detail
@@ -100,7 +100,11 @@ def watch(
         raise RecorderError(
             "this model is watched already; close() the first scope before a second"
         )
-    judging = Judging(on_finding, _follower) if log is not None or on_finding is not None else None
+    judging = None
+    if log is not None or on_finding is not None:
+        from gradscope.diagnosis.changes import Follower  # takes a while, and only here is it used
+
+        judging = Judging(on_finding, Follower())
     saving = Saving(save) if save is not None else None
     live = None
     if judging is not None or saving is not None:
@@ -122,9 +126,3 @@ def watch(
         idle = settings(nn.Module(), ())
         idle._guard.trip("before the first step", fault)  # noqa: SLF001 - a scope born at fault
         return idle
-
-
-def _follower() -> Follow:
-    from gradscope.diagnosis.changes import Follower  # where somebody asks for it
-
-    return Follower()

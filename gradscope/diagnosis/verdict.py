@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from gradscope import shown
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -167,6 +169,26 @@ class Diagnosis:
             if finding.remedy:
                 lines.append(f"    remedy: {finding.remedy}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        ground = {Verdict.HEALTHY: shown.WELL, Verdict.INCONCLUSIVE: shown.UNSURE}
+        rows = [
+            (
+                f"{finding.kind} ({finding.severity.value})",
+                finding.where,
+                "" if finding.since is None else str(finding.since),
+                "; ".join(f"{name} {e}" for name, e in finding.evidence.items()),
+                f"{finding.message} {finding.remedy}".rstrip(),
+            )
+            for finding in self.findings
+        ]
+        titles = ("finding", "where", "since step", "evidence", "meaning and remedy")
+        return shown.card(
+            "Diagnosis",
+            shown.line(str(self.rests_on)),
+            shown.table(titles, rows),
+            badge=(self.verdict.value, ground.get(self.verdict, shown.SICK)),
+        )
 
     def __rich__(self) -> RenderableType:
         from rich.console import Group

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from gradscope import shown
 from gradscope.diagnosis.verdict import Verdict
 
 NEAR = 0.5
@@ -71,6 +72,27 @@ class Remedies:
     ones, whose difference from 1 is within the measurement, come first: of them the smallest
     change."""
     not_applicable: tuple[Outcome, ...]
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                each.name,
+                f"{each.chi:.3g}",
+                f"{each.accumulated:+.2f}",
+                f"{each.forward:+.2f}",
+                each.verdict.value if each.verdict else "",
+                each.change,
+            )
+            for each in (self.baseline, *self.ranked)
+        ]
+        best = self.best.name if self.best else "none is needed or helps"
+        unfit = shown.some([each.name for each in self.not_applicable])
+        titles = ("change", "chi per block", "decades", "forward", "verdict", "what to do")
+        return shown.card(
+            f"Remedies; the best: {best}",
+            shown.table(titles, rows),
+            shown.line(f"does not apply: {unfit}" if unfit else ""),
+        )
 
     @property
     def best(self) -> Outcome | None:

@@ -242,6 +242,11 @@ class StatisticsBuffer:
         self._settle()
         return self._rows
 
+    @property
+    def recorded(self) -> int:
+        """How many rows are kept; their numbers may still be on the device."""
+        return len(self._rows)
+
     def rows_at_hand(self) -> list[Row]:
         """The kept rows whose numbers are on the host already: all that is left after a fault."""
         return [row for row in self._rows if row.raw is not None]

@@ -19,17 +19,14 @@ class Judging:
 
     Args:
         on_finding: the user's function, if there is one.
-        follower: makes what diagnoses, when it is first needed.
+        follow: diagnoses.
     """
 
-    def __init__(
-        self, on_finding: Callable[[Any], Any] | None, follower: Callable[[], Follow]
-    ) -> None:
+    def __init__(self, on_finding: Callable[[Any], Any] | None, follow: Follow) -> None:
         self.verdict: float | None = None
         """The last one as a number; None before the first."""
         self._listener = Listener("on_finding", on_finding) if on_finding is not None else None
-        self._follower = follower
-        self._follow: Follow | None = None
+        self._follow = follow
         self._ration = Ration()
         self._failed = False
 
@@ -40,7 +37,6 @@ class Judging:
 
     def _look(self, trace: Callable[[], Trace]) -> None:
         try:
-            self._follow = self._follow or self._follower()
             verdict, changes = self._follow(trace())
         except Exception as fault:
             if strict():

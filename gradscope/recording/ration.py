@@ -9,7 +9,7 @@ SHARE = 0.004
 """Of the time since the recording began. There are two rations, for diagnosing and for saving:
 together less than the one per cent that is promised, as a piece may take longer than the last."""
 
-GUESS = 0.1
+GUESS = 0.02
 """Seconds that the first piece is taken to need, before any was measured."""
 
 

@@ -18,6 +18,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from gradscope import shown
 from gradscope.errors import RecorderError
 from gradscope.recording import watched
 from gradscope.recording.assemble import complete, git_revision, ordered
@@ -110,6 +111,18 @@ class Scope:
         # A scope that is forgotten leaves the modules to themselves.
         weakref.finalize(self, ModuleCalls.detach, self._forward.calls).atexit = False
         self._guard.wrap("at its beginning", self._arm)()
+
+    def _repr_html_(self) -> str:
+        state = ("running", shown.WELL) if self._trace is None else ("closed", shown.PLAIN)
+        return shown.card(
+            f"Scope of {type(self._model).__name__}",
+            shown.line(
+                f"{self._step:,} steps seen, {self._buffer.recorded:,} kept, one in "
+                f"{self._buffer.interval:,} recorded"
+            ),
+            *(shown.line(f"not seen: {each}") for each in self.blind_spots),
+            badge=state,
+        )
 
     def __enter__(self) -> Self:
         return self

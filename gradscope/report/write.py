@@ -12,10 +12,12 @@ from gradscope.study.merge import Source
 from gradscope.trace.table import Trace
 
 if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
     from gradscope.report.chart import Chart
     from gradscope.report.figures.common import Drawing
 
-__all__ = ["charts", "load", "write_report"]
+__all__ = ["charts", "figures", "load", "write_report"]
 
 
 def write_report(source: Source, path: str | os.PathLike[str]) -> Path:
@@ -106,6 +108,27 @@ def charts(source: Source) -> dict[str, Chart]:
     from gradscope.report.figures import gallery
 
     return gallery.all_charts(_prepare(source))
+
+
+def figures(source: Source) -> dict[str, go.Figure]:
+    """The figures of a report one by one, as plotly figures.
+
+    Args:
+        source: as for `write_report`.
+
+    Returns:
+        Name -> figure, in the order of the page: the key of its chart, as ``profile``, and of a
+        chart of several panels ``key/panel``.
+
+    Example:
+        >>> gradscope.figures(trace)["profile"].show()  # doctest: +SKIP
+    """
+    found: dict[str, go.Figure] = {}
+    for key, chart in charts(source).items():
+        for panel in chart.panels:
+            name = key if len(chart.panels) == 1 else f"{key}/{panel.title}"
+            found[name] = panel.figure
+    return found
 
 
 def _prepare(source: Source) -> Drawing:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from gradscope import shown
 
 if TYPE_CHECKING:
     from gradscope.trace.table import Trace
@@ -137,6 +140,16 @@ class Study:
     """The grid as it was written, JSON types."""
     path: Path | None = None
     """The folder it was read from."""
+
+    def _repr_html_(self) -> str:
+        counts = Counter(result.status for result in self.results)
+        told = ", ".join(f"{count} {status}" for status, count in counts.most_common())
+        factors = [(name, shown.some(values)) for name, values in self.factors.items()]
+        return shown.card(
+            f"Study {self.name}: {len(self.results)} cells",
+            shown.line(told),
+            shown.table(("factor", "values"), factors),
+        )
 
     @property
     def objectives(self) -> dict[str, str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gradscope import shown
 from gradscope.errors import TraceError, nearest
 from gradscope.trace.structure import Structure
 from gradscope.trace.vocabulary import KINDS, STATISTICS, Kind, place_of
@@ -142,6 +143,30 @@ class Trace:
 
     def __repr__(self) -> str:
         return f"Trace({len(self)} rows: {len(self.steps)} steps, {len(self.tensors)} tensors)"
+
+    def _repr_html_(self) -> str:
+        steps, ever = self.steps, self.present.any(dim=0).tolist()
+        span = f", step {steps[0].step:,} to {steps[-1].step:,}" if steps else ""
+        rows = [
+            (
+                kind,
+                str(
+                    sum(t.kind == kind and seen for t, seen in zip(self.tensors, ever, strict=True))
+                ),
+            )
+            for kind in KINDS
+        ]
+        told = [
+            (name, str(len(series)), f"{series[-1][1]:.4g}")
+            for name, series in self.logged.items()
+            if series
+        ]
+        return shown.card(
+            f"Trace: {len(self):,} rows of {len(steps):,} recorded steps{span}",
+            shown.table(("kind", "tensors"), rows),
+            shown.table(("logged", "values", "last"), told[:8]),
+            *(shown.line(f"not seen: {each}") for each in self.metadata.get("blind_spots", ())),
+        )
 
     def series(self, kind: Kind, statistic: str) -> tuple[tuple[RecordedTensor, ...], Tensor]:
         """One statistic of all tensors of one kind, in execution order.
