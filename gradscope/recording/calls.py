@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Callable
 from threading import get_ident
 from types import FunctionType
 from typing import Any, Protocol
@@ -18,12 +19,14 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from gradscope.recording.compiled import CompiledParts, plainly
 from gradscope.recording.guard import Guard
 from gradscope.recording.unseen import compiler, unobserved, unseen_by_dynamo
 
 _ENTRY = "_compiled_call_impl"
 
 _in_backward = torch._C._current_graph_task_id  # DDP asks the same way whether one is running
+_saving = torch._C._autograd._top_saved_tensors_default_hooks
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 
 
@@ -48,8 +51,12 @@ class Reader(Protocol):
     def lend(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """What a recurrent layer is to be called with."""
 
+    @property
+    def parts(self) -> CompiledParts:
+        """What of the network is compiled."""
+
     def compiled(self) -> None:
-        """A module was called from within compiled code."""
+        """There is a compiled part that cannot be looked into."""
 
 
 class ModuleCalls:
@@ -64,6 +71,8 @@ class ModuleCalls:
         """Whether the outermost of them is to be seen."""
         self.thread: int | None = None
         """The thread that trains; None: the first one that runs the network with gradients."""
+        self.within = False
+        """Whether a compiled part is running."""
         self._attached: list[weakref.ref[_Call]] = []
 
     def __bool__(self) -> bool:
@@ -72,20 +81,33 @@ class ModuleCalls:
     def attach(self, modules: dict[int, nn.Module]) -> None:
         """Stand before the calls of modules, given by identity."""
         for module in modules.values():
-            call = _Call(module, self)
-            module.__dict__[_ENTRY] = call
-            self._attached.append(weakref.ref(call))
+            self._stand_before(module)
+
+    def _stand_before(self, module: nn.Module) -> None:
+        call = _Call(module, self)
+        module.__dict__[_ENTRY] = call
+        calls, before = weakref.ref(self), weakref.ref(module)
+
+        def displaced(gone: weakref.ref[_Call]) -> None:  # nobody else holds on to it
+            known, module = calls(), before()
+            if known is not None and module is not None and gone in known._attached:
+                known._attached.remove(gone)
+                if module.__dict__.get(_ENTRY) is not None:  # by `Module.compile()`
+                    known._stand_before(module)
+
+        self._attached.append(weakref.ref(call, displaced))
 
     def detach(self) -> None:
         """Leave the modules as they were."""
-        for known in self._attached:
+        attached, self._attached = self._attached, []
+        self.open = False
+        for known in attached:
             call = known()
             if call is not None:
                 call.leave()
-        self._attached.clear()
 
     def displaced(self) -> bool:
-        """Whether somebody, such as `Module.compile()`, put something else in our place."""
+        """Whether somebody put something else in our place."""
         return any(call is None or not call.is_in_place() for call in (c() for c in self._attached))
 
     def elsewhere(self, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -95,9 +117,7 @@ class ModuleCalls:
         if isinstance(caller, nn.Module) and caller is not call.module:
             implementation: Any = type(caller)._call_impl
             return implementation(caller, *args, **kwargs)  # a replica of DataParallel
-        if compiler() is not None:
-            self._found_compiled()
-        elif self.thread is None and torch.is_grad_enabled():
+        if self.thread is None and torch.is_grad_enabled():
             self.thread = get_ident()
             return call(*args, **kwargs)
         output = call.inner(*args, **kwargs)
@@ -105,25 +125,53 @@ class ModuleCalls:
             call.saw(args, output)  # checkpointing computes on the thread of the backward pass
         return output
 
-    def _found_compiled(self) -> None:
+    def part(self, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of something compiled."""
+        function, through = self._way_into(call, compiler())
+        hidden = _hide(call.module)
+        self.within = True
+        try:
+            return through(function, args, kwargs)
+        finally:
+            self.within = False
+            if self._attached:
+                _show(hidden)
+
+    def _way_into(
+        self, call: _Call, compiles: Any
+    ) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """What is to be called, and what takes it with its arguments."""
         reader = self.reader()
-        if reader is not None and not self.guard.faulty:
-            try:
-                reader.compiled()
-            except Exception as fault:  # noqa: BLE001 - that is what the guard is for
-                self.guard.trip("at a call from compiled code", fault)
+        if reader is None or not self.open or self.guard.faulty or not torch.is_grad_enabled():
+            return call.inner, plainly
+        try:
+            # A checkpoint in eager code compares what is saved when it computes a part again.
+            if _in_backward() == -1 and _saving(True) is None:
+                compiled = call.compiled
+                function = call.inner if compiled is None else compiled._torchdynamo_orig_callable
+                parts = reader.parts
+                through = parts.entry(compiled) if compiles is None else parts.variant(compiles)
+                if through is not None:
+                    parts.root = call.module
+                    return function, through
+            reader.compiled()
+        except Exception as fault:  # noqa: BLE001 - that is what the guard is for
+            self.guard.trip("at a call of a compiled part", fault)
+        return call.inner, plainly
 
 
 class _Call:
     """What torch calls instead of one module; to copies and pickles it is None."""
 
-    __slots__ = ("__weakref__", "_calls", "_lends", "inner", "module")
+    __slots__ = ("__weakref__", "_calls", "_lends", "compiled", "inner", "module")
 
     def __init__(self, module: nn.Module, calls: ModuleCalls) -> None:
         before = module.__dict__.get(_ENTRY)
         self.module = module
         self.inner = module._call_impl if before is None else before
         """What is to be called: the module, or what another scope put in its place."""
+        self.compiled = _compiled(module, before)
+        """What `torch.compile` put in its place."""
         self._calls = calls
         self._lends = isinstance(module, nn.RNNBase)
 
@@ -152,10 +200,10 @@ class _Call:
         attributes = self.module.__dict__
         above = attributes.get(_ENTRY)
         if above is self:
-            if isinstance(self.inner, _Call):
-                attributes[_ENTRY] = self.inner
-            else:
+            if self.inner == self.module._call_impl:
                 del attributes[_ENTRY]
+            else:
+                attributes[_ENTRY] = self.inner
             return
         while isinstance(above, _Call):
             if above.inner is self:
@@ -167,15 +215,18 @@ class _Call:
         if _is_dynamo_compiling():  # a module with hooks of its own, whose call Dynamo traces
             return self.inner(*args, **kwargs)
         calls = self._calls
-        if calls.thread != get_ident() or compiler() is not None:
+        if calls.thread != get_ident():
             return calls.elsewhere(self, args, kwargs)
         if not calls.depth:
             self._enter()
         calls.depth += 1
         try:
-            if self._lends and calls.open:
-                args = self._lent(args)
-            output = self.inner(*args, **kwargs)
+            if not calls.within and (self.compiled is not None or compiler() is not None):
+                output = calls.part(self, args, kwargs)
+            else:
+                if self._lends and calls.open:
+                    args = self._lent(args)
+                output = self.inner(*args, **kwargs)
         except BaseException:
             calls.depth -= 1
             if not calls.depth:
@@ -244,6 +295,40 @@ class _Call:
         return args
 
 
+def _compiled(module: nn.Module, before: Any) -> Any:
+    """What `torch.compile` put before a module's call, or made of the module that it wraps."""
+    if isinstance(before, _Call):
+        return before.compiled
+    if before is None and "_orig_mod" in module._modules and not _has_hooks(module):
+        before = module.__dict__.get("forward")
+    return before if hasattr(before, "_torchdynamo_orig_callable") else None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(
+        (
+            module._forward_hooks,
+            module._forward_pre_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
+        )
+    )
+
+
+def _hide(part: nn.Module) -> list[_Call]:
+    """Leave modules to themselves that have hooks: there Dynamo looks at what we put in."""
+    found = [m.__dict__.get(_ENTRY) for m in part.modules() if _has_hooks(m)]
+    hidden = [call for call in found if isinstance(call, _Call)]
+    for call in hidden:
+        call.leave()
+    return hidden
+
+
+def _show(hidden: list[_Call]) -> None:
+    for call in hidden:
+        call.module.__dict__[_ENTRY] = call
+
+
 def is_ours(entry: Any) -> bool:
     """Whether what stands before a module's call was put there by a scope."""
     return isinstance(entry, _Call)
@@ -251,8 +336,9 @@ def is_ours(entry: Any) -> bool:
 
 unseen_by_dynamo(_Call.__call__, callees=False)
 unseen_by_dynamo(ModuleCalls.elsewhere, callees=False)
+unseen_by_dynamo(ModuleCalls.part, callees=False)
 for _own in (
-    *(_Call._enter, _Call.saw, _Call._again, _Call._failed, _Call._lent),
-    ModuleCalls._found_compiled,
+    *(_Call._enter, _Call.saw, _Call._again, _Call._failed, _Call._lent, _hide, _show),
+    ModuleCalls._way_into,
 ):
     unseen_by_dynamo(_own, callees=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -33,18 +35,24 @@ class Call:
     """For a normalisation: the module whose output it was given."""
 
 
-def read_structure(root: nn.Module, calls: list[Call], sinks: list[Any]) -> Structure:
+def read_structure(
+    root: nn.Module,
+    calls: list[Call],
+    sinks: list[Any],
+    inner: Mapping[Any, list[Any]] = MappingProxyType({}),
+) -> Structure:
     """Facts about a network from the calls of one forward pass and its autograd graph.
 
     Args:
         root: the network.
         calls: what ran, in the order of outputs.
         sinks: autograd nodes of those outputs of the network that received a gradient.
+        inner: nodes that autograd does not know, or not well -> what they were computed from.
 
     Returns:
         Everything but `unused` and `frozen`, which the recorder knows after the backward pass.
     """
-    graph = _Graph(calls, sinks)
+    graph = _Graph(calls, sinks, inner)
     modules = dict(nn.Module.named_modules(root))
     order: dict[str, int] = {}
     output: dict[str, str] = {}
@@ -67,7 +75,7 @@ def read_structure(root: nn.Module, calls: list[Call], sinks: list[Any]) -> Stru
     ]
     infos.sort(key=lambda info: (info.order < 0, info.order))
     cancelled, invariant = _after_norm(modules, calls, graph)
-    beside = _beside(calls, graph)
+    beside = _beside(calls, graph, inner)
     return Structure(
         modules=tuple(infos),
         blocks=tuple(_blocks(modules, calls, graph)),
@@ -76,19 +84,23 @@ def read_structure(root: nn.Module, calls: list[Call], sinks: list[Any]) -> Stru
         shared=shared_parameters(root),
         aside=_named(calls, {*beside}.difference(graph.nodes)),
         unread=_named(calls, {c.node for c in calls}.difference(graph.nodes, beside, {None})),
-        handed_on=_named(calls, _handed_on(calls, {*graph.nodes, *beside})),
+        handed_on=_named(calls, _handed_on(calls, {*graph.nodes, *beside}, inner)),
     )
 
 
-def _beside(calls: list[Call], graph: _Graph) -> dict[Any, list[Any]]:
+def _beside(
+    calls: list[Call], graph: _Graph, inner: Mapping[Any, list[Any]]
+) -> dict[Any, list[Any]]:
     """Nodes on the way to outputs that got no gradient, such as those of auxiliary heads."""
     outputs = {c.node for c in calls if not c.module and c.node is not None}
     beside: dict[Any, list[Any]] = {}
-    _topological([node for node in outputs if node not in graph.nodes], beside)
+    _topological([node for node in outputs if node not in graph.nodes], beside, inner)
     return beside
 
 
-def _handed_on(calls: list[Call], read: set[Any]) -> set[Any]:
+def _handed_on(
+    calls: list[Call], read: set[Any], inner: Mapping[Any, list[Any]]
+) -> set[Any]:
     """Nodes that lead only to tensors which modules handed on among others that were read.
 
     So does a pooler beside the hidden states. The only output of a module that nothing reads was
@@ -107,7 +119,7 @@ def _handed_on(calls: list[Call], read: set[Any]) -> set[Any]:
         if node not in read and any(c.node in read for c in given[call.module, call.call])
     ]
     aside: dict[Any, list[Any]] = {}
-    _topological(ends, aside)
+    _topological(ends, aside, inner)
     return {node for node in aside if node not in read}
 
 
@@ -129,10 +141,12 @@ def shared_parameters(root: nn.Module) -> dict[str, str]:
 class _Graph:
     """The autograd graph between the first module's output and the outputs of the network."""
 
-    def __init__(self, calls: list[Call], sinks: list[Any]) -> None:
+    def __init__(
+        self, calls: list[Call], sinks: list[Any], inner: Mapping[Any, list[Any]]
+    ) -> None:
         producers: dict[Any, list[Any]] = {}
         consumers: dict[Any, list[Any]] = {}
-        order = _topological(sinks, producers)
+        order = _topological(sinks, producers, inner)
         self.nodes = producers.keys()
         for node in order:
             for producer in producers[node]:
@@ -168,7 +182,9 @@ class _Graph:
         return cuts
 
 
-def _topological(sinks: list[Any], producers: dict[Any, list[Any]]) -> list[Any]:
+def _topological(
+    sinks: list[Any], producers: dict[Any, list[Any]], inner: Mapping[Any, list[Any]]
+) -> list[Any]:
     """Nodes from the first to the last computed; fills in who feeds whom. No recursion: deep."""
     order: list[Any] = []
     done: set[Any] = set()
@@ -181,7 +197,10 @@ def _topological(sinks: list[Any], producers: dict[Any, list[Any]]) -> list[Any]
         if node in done:
             continue
         done.add(node)
-        inputs = [n for n, _ in node.next_functions if n is not None and not hasattr(n, "variable")]
+        inputs = inner.get(node)
+        if inputs is None:
+            behind = (n for n, _ in node.next_functions if n is not None)
+            inputs = [n for n in behind if not hasattr(n, "variable")]
         producers[node] = inputs
         stack.append((node, True))
         stack.extend((n, False) for n in inputs if n not in done)

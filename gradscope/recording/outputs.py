@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,9 +15,11 @@ from gradscope.nested import tensors_in
 from gradscope.recording import reductions
 from gradscope.recording.buffer import UNSEEN, StatisticsBuffer
 from gradscope.recording.calls import ModuleCalls
+from gradscope.recording.compiled import CompiledParts, Made
 from gradscope.recording.eligible import MAX_CALLS, MAX_OUTPUTS, floating_in, only_traced
 from gradscope.recording.gradient_hooks import GradientHooks
 from gradscope.recording.guard import Guard
+from gradscope.recording.known import CALLS, KnownModule, place
 from gradscope.recording.loss_side import LossReader
 from gradscope.recording.meters import Meters
 from gradscope.recording.network import Call, read_structure
@@ -29,18 +30,6 @@ from gradscope.trace.structure import Structure
 
 _in_transform = torch._C._are_functorch_transforms_active
 _backward_pass = torch._C._current_graph_task_id  # DDP asks the same way whether one is running
-
-
-@dataclass(slots=True)
-class _Module:
-    """One module of the network, and how often it ran in this step."""
-
-    name: str
-    calls: int = 0
-    recomputed: int = 0
-    """Calls within the backward pass, by activation checkpointing."""
-    outputs: dict[int, Output] = field(default_factory=dict)
-    """`_place` of a tensor -> output."""
 
 
 class ForwardReader:
@@ -69,7 +58,7 @@ class ForwardReader:
         self.calls = ModuleCalls(self, guard)
         """Tells this reader of the calls; to be attached to the network's modules."""
         self._model = weakref.ref(model)
-        self._modules = {id(m): _Module(name) for name, m in nn.Module.named_modules(model)}
+        self._modules = {id(m): KnownModule(name) for name, m in nn.Module.named_modules(model)}
         self._buffer = buffer
         self._meters = meters
         self._guard = guard
@@ -87,8 +76,20 @@ class ForwardReader:
         self._on_first_pass = on_first_pass
         self.compiled = on_compiled
         """To be called when a module is called from within compiled code."""
-        self._seen: dict[int, tuple[weakref.ref[Tensor], int, str, int]] = {}
+        self._seen: dict[int, Made] = {}
         self._calls: list[Call] = []
+        self.parts = CompiledParts(
+            self._modules,
+            self._calls,
+            self._seen,
+            self._readers,
+            self._hooks,
+            guard,
+            self.truncated,
+            position=self._position,
+            on_fault=on_compiled,
+        )
+        """What of the network is compiled."""
         self._roots: list[Any] = []
         """Graph nodes of what the network returned, while the structure is to be read."""
         self._sinks: list[Any] = []
@@ -110,6 +111,7 @@ class ForwardReader:
         for known in self._modules.values():
             known.calls = known.recomputed = 0
         self._seen.clear()
+        self.parts.forget()
         self._forget_graph()
         self._hooks.leave()
 
@@ -210,7 +212,7 @@ class ForwardReader:
         self.begin()
         self._any = True
 
-    def _take(self, known: _Module, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _take(self, known: KnownModule, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         call = known.calls
         known.calls += 1
         if call >= MAX_CALLS:
@@ -228,14 +230,14 @@ class ForwardReader:
                     continue  # taken as in an earlier step
                 made = (weakref.ref(tensor), tensor._version, known.name, call)
                 self._seen[id(tensor)] = made
-                place = _place(call, index)
-                seen = known.outputs.get(place)
+                at = place(call, index)
+                seen = known.outputs.get(at)
                 if seen is None or seen.device != tensor.device:
                     position = self._position()
                     seen = self._readers.of(
                         known.name, module, tensor, call=call, index=index, position=position
                     )
-                    known.outputs[place] = seen
+                    known.outputs[at] = seen
                 self._measure(seen, tensor)
             if self.structure is None:
                 source = self._source(module, args)
@@ -244,7 +246,7 @@ class ForwardReader:
         if isinstance(module, nn.RNNBase):
             self._time.take(known.name, module, args, self._position() - 1)
 
-    def _take_again(self, known: _Module, module: nn.Module, output: Any) -> bool:
+    def _take_again(self, known: KnownModule, module: nn.Module, output: Any) -> bool:
         """Take a call that gave one plain tensor, if all is as in an earlier step.
 
         That is what most calls come to, at half the cost of the general case.
@@ -294,11 +296,11 @@ class ForwardReader:
             return len(self._calls)
         return sum(known.calls for known in self._modules.values()) - 1
 
-    def _saw_again(self, known: _Module, output: Any) -> None:
+    def _saw_again(self, known: KnownModule, output: Any) -> None:
         call = known.recomputed
         known.recomputed += 1
         for index, tensor in enumerate(floating_in(output)):
-            seen = known.outputs.get(_place(call, index))
+            seen = known.outputs.get(place(call, index))
             if tensor.requires_grad and seen is not None:
                 self._hooks.wait(tensor, seen.read_gradient)
 
@@ -306,8 +308,8 @@ class ForwardReader:
         """Once: that of the weights, and from now on that of what the network returns."""
         made = {self._seen[id(root)][2:]: root for root in roots if id(root) in self._seen}
         for known in self._modules.values():
-            for place, seen in known.outputs.items():
-                root = made.get((known.name, place & _CALLS))
+            for at, seen in known.outputs.items():
+                root = made.get((known.name, at & CALLS))
                 if root is not None and not seen.varies:
                     read = self._variation.reader(seen.column)
                     read(root)
@@ -341,7 +343,7 @@ class ForwardReader:
         if self.structure is not None or model is None or not self._calls:
             return
         sinks = self._sinks or [c.node for c in reversed(self._calls) if c.node is not None]
-        self.structure = read_structure(model, self._calls, sinks)
+        self.structure = read_structure(model, self._calls, sinks, self.parts.inner)
         self._forget_graph()
 
     def _forget_graph(self) -> None:
@@ -349,12 +351,3 @@ class ForwardReader:
         self.lent.clear()
         self._roots.clear()
         self._sinks.clear()
-
-
-_CALLS = 2**32 - 1
-"""What of a place is the call."""
-
-
-def _place(call: int, index: int) -> int:
-    """Of a tensor among those of a module: the call itself where a call gives one tensor."""
-    return index << 32 | call

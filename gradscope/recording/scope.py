@@ -239,10 +239,7 @@ class Scope:
         calls = self._forward.calls
         if calls and not calls.displaced():  # still there from the last step
             return
-        if is_compiled(self._model):
-            self._on_compiled()
-        elif not calls:
-            calls.attach({id(m): m for m in self._model.modules()})
+        calls.attach({id(m): m for m in self._model.modules()})
 
     def _on_first_pass(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._notes.take(module, args, output)
