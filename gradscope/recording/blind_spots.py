@@ -16,13 +16,14 @@ REPLACED = (
 )
 
 COMPILED = (
-    "the model is compiled: its parameter gradients are recorded, its activations cannot be; "
-    "watch or probe the uncompiled model to see them"
+    "the model is compiled in a way that cannot be looked into: its parameter gradients are "
+    "recorded, its activations cannot be; watch or probe the uncompiled model to see them"
 )
 
 UNSEEN = (
     "no call of the network or of its parts was seen in a recorded step, as where it runs within a "
-    "compiled function: its parameter gradients are recorded, its activations are not"
+    "compiled function: its parameter gradients are recorded, its activations are not; watch what "
+    "torch.compile gave for the network, or compile it with model.compile(), to see them"
 )
 
 

@@ -142,7 +142,9 @@ class ModuleCalls:
     ) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """What is to be called, and what takes it with its arguments."""
         reader = self.reader()
-        if reader is None or not self.open or self.guard.faulty or not torch.is_grad_enabled():
+        if reader is None or not self.open or self.guard.faulty:
+            return call.inner, plainly
+        if not call.module._modules or not torch.is_grad_enabled():  # nothing inside, or to learn
             return call.inner, plainly
         try:
             # A checkpoint in eager code compares what is saved when it computes a part again.

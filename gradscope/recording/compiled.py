@@ -29,6 +29,9 @@ from gradscope.recording.unseen import compiler, unseen_by_dynamo
 Made = tuple[weakref.ref[Tensor], int, str, int]
 """A tensor that was read, its version then, and the call of a module that gave it."""
 
+Node = tuple[int, int]
+"""Stands for a node of a graph in one of its runs."""
+
 _OPTIONS = inspect.signature(torch.compile).parameters
 _ALONE = {"isolate_recompiles": True} if "isolate_recompiles" in _OPTIONS else {}
 """Graphs with readers do not count as recompilations of those without, where torch can tell."""
@@ -63,10 +66,12 @@ class CompiledParts:
         self._entries: weakref.WeakKeyDictionary[Any, Callable[..., Any]]
         self._entries = weakref.WeakKeyDictionary()
         self._runs: list[_Run] = []
+        self._given: dict[int, tuple[weakref.ref[Tensor], Node]] = {}
 
     def forget(self) -> None:
         """Forget the last forward pass: what its graphs still read is of no interest."""
         self._runs.clear()
+        self._given.clear()
         self.inner.clear()
         self.found = False
 
@@ -107,6 +112,17 @@ class CompiledParts:
         variant = torch.compile(plainly, backend=_Readers(backend, self), **_ALONE)
         self._variants.append((backend, variant))
         return variant
+
+    def gave(self, tensor: Tensor, node: Node) -> None:
+        """A compiled graph gave a tensor, made by one of its nodes."""
+        self._given[id(tensor)] = (weakref.ref(tensor), node)
+        if tensor.grad_fn is not None:
+            self.inner.setdefault(tensor.grad_fn, []).append(node)
+
+    def node_of(self, tensor: Tensor) -> Any:
+        """The node that made a tensor: of a compiled graph or else of autograd's."""
+        made = self._given.get(id(tensor))
+        return made[1] if made is not None and made[0]() is tensor else tensor.grad_fn
 
     def begin(self, layout: Layout, inputs: Sequence[Any]) -> Tensor:
         """A graph begins to run; its number."""
@@ -158,12 +174,13 @@ class _Run:
         for tensor, (node, site) in zip(outputs, self._layout.outputs, strict=True):
             if not isinstance(tensor, Tensor):
                 continue
-            if node is not None and tensor.grad_fn is not None:
-                self._parts.inner.setdefault(tensor.grad_fn, []).append((self._number, node))
+            if node is not None:
+                self._parts.gave(tensor, (self._number, node))
             expected = None if site is None else self._expected[site]
             if expected is not None:
                 made = (weakref.ref(tensor), tensor._version, expected.name, expected.call)
                 self._parts.seen[id(tensor)] = made
+                self._wait_outside(site, tensor)
 
     def _expect(self, given: Place) -> _Expected | None:
         module = self._names.get(given.module)
@@ -189,6 +206,16 @@ class _Run:
                 calls.append(Call(outer.name, outer_call, index, node, *made))
         return expected
 
+    def _wait_outside(self, site: int | None, tensor: Tensor) -> None:
+        """Have the gradient read where the graph hands out what it does not read itself.
+
+        To compiled code a gradient that nobody sends is one of zeros.
+        """
+        seen = self._outputs.get(site) if site in self._layout.last else None
+        if seen is not None and tensor.requires_grad:
+            read = seen.read_gradient
+            self._parts.hooks.wait(tensor, lambda g: None if g is None else read(g))
+
     def _count(self, known: KnownModule, call: int) -> int:
         """Which call of a module in this step is a call in this run."""
         number = self._before.setdefault(known.name, known.calls) + call
@@ -206,13 +233,13 @@ class _Run:
 
     def _gradient(self, site: int, gradient: Tensor) -> None:
         seen = self._outputs.get(site)
-        if seen is not None:
+        if seen is not None and site not in self._layout.last:
             seen.read_gradient(gradient)
 
     def _direct(self, site: int, tensor: Tensor) -> None:
         self._output(site, tensor.detach())
         seen = self._outputs.get(site)
-        if seen is not None and tensor.requires_grad:
+        if seen is not None and tensor.requires_grad and site not in self._layout.last:
             self._parts.hooks.wait(tensor, seen.read_gradient)
 
 

@@ -53,6 +53,8 @@ class Layout:
     """Positions and nodes of the inputs that some operation outside made."""
     outputs: list[tuple[int | None, int | None]]
     """Of what the graph returns, in order: the node where it takes a gradient, and the place."""
+    last: frozenset[int]
+    """Places that the graph returns and does not use itself."""
 
 
 def with_readers(
@@ -125,6 +127,11 @@ class _Graph:
                 (number[n] if n in self.producers else None, self.site(n)) if n else (None, None)
                 for n in self.outputs
             ],
+            frozenset(
+                site
+                for node, site in self.sites.items()
+                if node in self.outputs and len(node.users) == 1
+            ),
         )
 
     def site(self, node: Node | None) -> int | None:

@@ -92,6 +92,8 @@ class ForwardReader:
         """What of the network is compiled."""
         self._roots: list[Any] = []
         """Graph nodes of what the network returned, while the structure is to be read."""
+        self._ends: list[Any] = []
+        """The same as the structure names them, which knows what is inside compiled ones."""
         self._sinks: list[Any] = []
         """Those of them that got a gradient."""
         self.lent: list[Tensor] = []
@@ -186,6 +188,7 @@ class ForwardReader:
         for root in roots:
             if self.structure is None:
                 self._roots.append(root.grad_fn)  # a hook that held it would keep the graph alive
+                self._ends.append(self.parts.node_of(root))
             take = partial(self._root_gradient, len(self._roots) - 1)
             self._hooks.at(root, self._guard.wrap("at the gradient of the output", take))
 
@@ -241,7 +244,7 @@ class ForwardReader:
                 self._measure(seen, tensor)
             if self.structure is None:
                 source = self._source(module, args)
-                node = tensor.grad_fn
+                node = self.parts.node_of(tensor)
                 self._calls.append(Call(known.name, call, index, node, made[2], made[3], source))
         if isinstance(module, nn.RNNBase):
             self._time.take(known.name, module, args, self._position() - 1)
@@ -318,10 +321,12 @@ class ForwardReader:
         if model is not None:
             self._variation.of_weights(model)
 
-    def _root_gradient(self, index: int, grad: Tensor) -> None:
+    def _root_gradient(self, index: int, grad: Tensor | None) -> None:
+        if grad is None:  # one of several outputs of an operation, which another one brought here
+            return
         self._finished = True
-        if self._roots and self._roots[index] is not None:
-            self._sinks.append(self._roots[index])
+        if self._ends and self._ends[index] is not None:
+            self._sinks.append(self._ends[index])
         if not self._queued and _backward_pass() != -1:  # in compiled autograd there is none
             self._queued = True
             self._before_backward()
@@ -350,4 +355,5 @@ class ForwardReader:
         self._calls.clear()
         self.lent.clear()
         self._roots.clear()
+        self._ends.clear()
         self._sinks.clear()
