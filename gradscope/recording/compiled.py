@@ -33,7 +33,7 @@ Node = tuple[int, int]
 """Stands for a node of a graph in one of its runs."""
 
 _OPTIONS = inspect.signature(torch.compile).parameters
-_ALONE = {"isolate_recompiles": True} if "isolate_recompiles" in _OPTIONS else {}
+_ALONE: Any = {"isolate_recompiles": True} if "isolate_recompiles" in _OPTIONS else {}
 """Graphs with readers do not count as recompilations of those without, where torch can tell."""
 
 
@@ -42,6 +42,7 @@ class CompiledParts:
 
     def __init__(
         self,
+        *,
         modules: dict[int, KnownModule],
         calls: list[Call],
         seen: dict[int, Made],
@@ -49,7 +50,6 @@ class CompiledParts:
         hooks: GradientHooks,
         guard: Guard,
         truncated: set[str],
-        *,
         position: Callable[[], int],
         on_fault: Callable[[], None],
     ) -> None:
@@ -109,9 +109,10 @@ class CompiledParts:
         for known, variant in self._variants:
             if known == backend:
                 return variant
-        variant = torch.compile(plainly, backend=_Readers(backend, self), **_ALONE)
-        self._variants.append((backend, variant))
-        return variant
+        compiles: Any = torch.compile  # with an option that not every torch has
+        made: Callable[..., Any] = compiles(plainly, backend=_Readers(backend, self), **_ALONE)
+        self._variants.append((backend, made))
+        return made
 
     def gave(self, tensor: Tensor, node: Node) -> None:
         """A compiled graph gave a tensor, made by one of its nodes."""
@@ -246,7 +247,7 @@ class _Run:
 class _Expected:
     """One output that a run is to give."""
 
-    __slots__ = ("_known", "_module", "_index", "_position", "call", "name")
+    __slots__ = ("_index", "_known", "_module", "_position", "call", "name")
 
     def __init__(
         self, known: KnownModule, module: nn.Module, call: int, index: int, position: int

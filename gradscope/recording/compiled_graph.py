@@ -85,7 +85,7 @@ def _copied(graph: GraphModule) -> GraphModule:
     copy.output(copy.graph_copy(graph.graph, nodes))
     for old, new in nodes.items():
         if hasattr(old, "_dynamo_source"):
-            new._dynamo_source = old._dynamo_source  # type: ignore[attr-defined]  # Dynamo's
+            new._dynamo_source = old._dynamo_source  # of an input
     mine = GraphModule(graph, copy)
     for name, value in vars(graph).items():
         vars(mine).setdefault(name, value)
@@ -124,7 +124,9 @@ class _Graph:
             {number[n]: [number[p] for p in before] for n, before in self.producers.items()},
             [(position, number[node]) for position, node in self.inputs],
             [
-                (number[n] if n in self.producers else None, self.site(n)) if n else (None, None)
+                (number[n] if n in self.producers else None, self.site(n))
+                if n is not None
+                else (None, None)
                 for n in self.outputs
             ],
             frozenset(
@@ -175,8 +177,9 @@ class _Graph:
             made = self._read(body, operands, stack)
             self.producers[node] = [each for each in made if each in self.producers]
             for user in node.users:
-                if user.target is operator.getitem and made[user.args[1]] is not None:
-                    self._same[user] = made[user.args[1]]
+                inner = made[user.args[1]] if user.target is operator.getitem else None  # type: ignore[index]  # a number
+                if inner is not None:
+                    self._same[user] = inner
             return
         values = _values(node)
         if any(t.requires_grad for t in values):
@@ -278,7 +281,7 @@ def _placeholder(graph: GraphModule, example: Tensor) -> Node:
     with graph.graph.inserting_after(_inputs(graph)[-1]):
         node = graph.graph.placeholder("gradscope_run")
     node.meta["example_value"] = example
-    node._dynamo_source = None  # type: ignore[attr-defined]  # AOTAutograd asks for it
+    node._dynamo_source = None  # AOTAutograd asks for it
     return node
 
 

@@ -9,7 +9,7 @@ latter in it because a hook at the tensor puts it there while the pass is traced
 from __future__ import annotations
 
 import weakref
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,7 @@ def _read_gradient(gradient: Tensor, token: Tensor, site: int) -> Tensor:
     return gradient.clone()
 
 
-_LIBRARY = torch.library.Library("gradscope", "DEF")
+_LIBRARY: Any = torch.library.Library("gradscope", "DEF")  # type: ignore[no-untyped-call]  # torch's
 for _name, _schema, _kernel in (
     ("read", "(Tensor tensor, Tensor token, int site) -> Tensor", _read),
     ("read_gradient", "(Tensor gradient, Tensor token, int site) -> Tensor", _read_gradient),

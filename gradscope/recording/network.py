@@ -98,9 +98,7 @@ def _beside(
     return beside
 
 
-def _handed_on(
-    calls: list[Call], read: set[Any], inner: Mapping[Any, list[Any]]
-) -> set[Any]:
+def _handed_on(calls: list[Call], read: set[Any], inner: Mapping[Any, list[Any]]) -> set[Any]:
     """Nodes that lead only to tensors which modules handed on among others that were read.
 
     So does a pooler beside the hidden states. The only output of a module that nothing reads was
@@ -141,9 +139,7 @@ def shared_parameters(root: nn.Module) -> dict[str, str]:
 class _Graph:
     """The autograd graph between the first module's output and the outputs of the network."""
 
-    def __init__(
-        self, calls: list[Call], sinks: list[Any], inner: Mapping[Any, list[Any]]
-    ) -> None:
+    def __init__(self, calls: list[Call], sinks: list[Any], inner: Mapping[Any, list[Any]]) -> None:
         producers: dict[Any, list[Any]] = {}
         consumers: dict[Any, list[Any]] = {}
         order = _topological(sinks, producers, inner)

@@ -79,13 +79,13 @@ class ForwardReader:
         self._seen: dict[int, Made] = {}
         self._calls: list[Call] = []
         self.parts = CompiledParts(
-            self._modules,
-            self._calls,
-            self._seen,
-            self._readers,
-            self._hooks,
-            guard,
-            self.truncated,
+            modules=self._modules,
+            calls=self._calls,
+            seen=self._seen,
+            readers=self._readers,
+            hooks=self._hooks,
+            guard=guard,
+            truncated=self.truncated,
             position=self._position,
             on_fault=on_compiled,
         )
@@ -215,7 +215,9 @@ class ForwardReader:
         self.begin()
         self._any = True
 
-    def _take(self, known: KnownModule, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _take(
+        self, known: KnownModule, module: nn.Module, args: tuple[Any, ...], output: Any
+    ) -> None:
         call = known.calls
         known.calls += 1
         if call >= MAX_CALLS:

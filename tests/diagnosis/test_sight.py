@@ -56,15 +56,26 @@ def test_without_outputs_no_network_is_called_healthy():
     assert train(vanishing(), activations=False).verdict == "vanishing"
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_compiled_network_is_not_called_healthy():
+def test_a_compiled_network_is_judged_by_what_is_in_it():
+    """Its outputs are seen, in graphs of their own."""
+    assert train(torch.compile(sound(), backend="eager")).verdict == "healthy"
+    assert train(torch.compile(vanishing(), backend="eager")).verdict == "vanishing"
+
+
+@pytest.mark.filterwarnings("ignore:gradscope:UserWarning")
+def test_a_network_in_a_compiled_function_is_not_called_healthy():
     """Its outputs cannot be seen; the reason is said."""
     model = sound()
-    compiled = torch.compile(model, backend="eager")
-    diagnosis = train(compiled)
+    forward = torch.compile(model.forward, backend="eager")
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with gradscope.watch(model, optimizer, every=1) as scope:
+        for _ in range(12):
+            optimizer.zero_grad()
+            forward(torch.randn(32, 16)).square().mean().backward()
+            optimizer.step()
+    diagnosis = gradscope.diagnose(scope.trace())
     assert diagnosis.verdict == "inconclusive"
     assert "compiled" in str(diagnosis)
-    assert train(torch.compile(vanishing(), backend="eager")).verdict == "vanishing"
 
 
 @pytest.mark.filterwarnings("ignore:gradscope:UserWarning")

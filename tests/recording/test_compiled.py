@@ -127,9 +127,7 @@ def test_a_compiled_network_that_is_watched(at, first, way, options):
         pytest.skip("renames the parameters while they are watched")
     reads = way in GRAPHS
     run = compare(
-        lambda run: train(
-            run, chain(3, 5, 5, 2), way, options, at=at, first=first, reads=reads
-        ),
+        lambda run: train(run, chain(3, 5, 5, 2), way, options, at=at, first=first, reads=reads),
         blind=int(not reads),
         reset=forget,
     )

@@ -887,9 +887,12 @@ def test_hooks_of_users_stay_with_their_tensor():
     assert calls == [1, 1, 2, 1, 1]
 
 
-@pytest.mark.parametrize("late", [True, False], ids=["watched first", "compiled first"])
+@pytest.mark.parametrize("late", [True, False], ids=["what is in it", "what was compiled"])
 def test_compiled_models_say_what_they_hide(late):
-    """A compiled model gives its parameter gradients, one warning, and no silent hole."""
+    """A compiled container gives its parameter gradients, and its outputs or one warning.
+
+    Of a container of torch's own no call is seen but that of what `torch.compile` gave.
+    """
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model = mlp(3, 4, 1)
@@ -906,9 +909,9 @@ def test_compiled_models_say_what_they_hide(late):
             for _ in range(3):
                 step(compiled, optimizer, inputs)
     ours = [w for w in caught if issubclass(w.category, GradscopeWarning)]
-    assert len(ours) == 1
-    assert "compiled" in str(ours[0].message)
-    assert scope.blind_spots
+    assert len(ours) == len(scope.blind_spots) == late
+    assert all("torch.compile" in str(w.message) for w in ours)
+    assert ("activation_grad" in set(scope.trace().to_pandas().kind)) is not late
     for name, parameter in watched.named_parameters():  # `_orig_mod.0.weight` as compiled
         assert recorded(scope, "weight", name) == pytest.approx([float(parameter.grad.norm())] * 3)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (1 if late else 2)
