@@ -10,7 +10,7 @@ Each training of `subjects` runs once, watched by gradscope and by an observer t
 the rules of `published_rules` need. A tool calls it sick or not: gradscope by any verdict but
 healthy, the others where a rule fires. It names the cause where a finding (or what a rule can mean)
 is one that the case asks for, and the place where it names a module or parameter that the case
-does. The seed, 100, is none that a limit was tried on.
+does. The seed is 100; the tests of the project use 0 to 3.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def judge(subject: Subject, seed: int) -> dict[str, Any]:
     """What each tool says of one training.
 
     Returns:
-        As JSON types: the subject, and for each tool whether it calls it sick, names the cause and
-        names the place.
+        As JSON types: the subject, and for each tool a string with ``s`` where it calls it sick,
+        ``c`` where it names the cause, ``p`` where it names the place.
     """
     training = subject.build(seed)
     model, observer = training.model, Observer(training.model, training.optimizers)
@@ -64,26 +64,22 @@ def judge(subject: Subject, seed: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _by_rules(subject: Subject, rules: dict[str, Rule], steps: list[Step]) -> dict[str, bool]:
+def _by_rules(subject: Subject, rules: dict[str, Rule], steps: list[Step]) -> str:
     fired = {name: {*rule(steps)} for name, rule in rules.items()}
     hit = [name for name, places in fired.items() if places]
     kinds = {kind for name in hit for kind in CAUSES[name]}
     return _said(subject, bool(hit), kinds, {p for places in fired.values() for p in places})
 
 
-def _said(
-    subject: Subject, sick: bool, kinds: Iterable[str], places: Iterable[str]
-) -> dict[str, bool]:
-    return {
-        "sick": sick,
-        "cause": bool(subject.kinds & {*kinds}),
-        "place": sick and any(re.search(subject.where, place) for place in places),
-    }
+def _said(subject: Subject, sick: bool, kinds: Iterable[str], places: Iterable[str]) -> str:
+    cause = bool(subject.kinds & {*kinds})
+    place = sick and any(re.search(subject.where, place) for place in places)
+    return "s" * sick + "c" * cause + "p" * place
 
 
 def share(rows: Sequence[dict[str, Any]], tool: str, what: str) -> str:
-    """How many of some rows, as `12/15` and a percentage."""
-    hits = sum(row["tools"][tool][what] for row in rows)
+    """How many of some rows, as `12/15` and a percentage; `what` is one of s, c, p."""
+    hits = sum(what in row["tools"][tool] for row in rows)
     return f"{hits}/{len(rows)} ({100 * hits / len(rows):.0f} %)" if rows else "-"
 
 
@@ -96,15 +92,13 @@ def summary(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
     def line(title: str, chosen: Sequence[dict[str, Any]], what: str) -> tuple[str, ...]:
         return (title, *(share(chosen, tool, what) for tool in TOOLS))
 
-    lines = [line("sick: called sick", sick, "sick")]
-    for chosen, verb in ((sick, "faults"), (sound, "false alarms")):
-        if verb == "false alarms":
-            lines.append(line("sick: cause named", sick, "cause"))
-            lines.append(line("sick: place named", placed, "place"))
-            lines.append(line("sound: called sick", sound, "sick"))
-        for group in dict.fromkeys(row["group"] for row in chosen):
-            inside = [row for row in chosen if row["group"] == group]
-            lines.append(line(f"- {verb}: {group}", inside, "sick"))
+    def groups(chosen: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+        names = dict.fromkeys(row["group"] for row in chosen)
+        return [line(f"- {n}", [row for row in chosen if row["group"] == n], "s") for n in names]
+
+    lines = [line("sick: called sick", sick, "s"), *groups(sick)]
+    lines += [line("sick: cause named", sick, "c"), line("sick: place named", placed, "p")]
+    lines += [line("sound: called sick", sound, "s"), *groups(sound)]
     return [entry for entry in lines if any(cell != "-" for cell in entry[1:])]
 
 
@@ -120,9 +114,9 @@ def wrong(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = []
     for row in rows:
         said = row["tools"]["gradscope"]
-        if row["sick"] and not (said["sick"] and said["cause"]):
+        if row["sick"] and not ("s" in said and "c" in said):
             lines.append(f"{row['group']}: {row['name']}: {row['verdict']}, cause not named")
-        elif not row["sick"] and said["sick"]:
+        elif not row["sick"] and "s" in said:
             lines.append(f"{row['group']}: {row['name']}: called {row['verdict']}, and is sound")
     return lines
 

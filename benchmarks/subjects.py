@@ -232,7 +232,7 @@ def _text(seed: int, name: str) -> Training:
     kind = getattr(transformers, TRANSFORMERS[name])
     config = kind.config_class()
     for key, value in _SMALL.items():
-        if hasattr(config, key):
+        if hasattr(config, key) or key == "decoder_start_token_id":
             setattr(config, key, value)
     model = kind(config)
     tokens = torch.randint(3, 200, (4, 24))

@@ -331,10 +331,15 @@ def rate(highest: float, middle: float, *, eps: float = 0.0) -> str:
 
 
 def times(factor: float) -> str:
-    """A factor in words, to its first digit: ``a factor of about 3,000``."""
-    power = 10 ** math.floor(math.log10(factor))
-    rounded = round(factor / power) * power
-    return f"a factor of about {rounded:,.0f}" if rounded < 1e6 else f"about {rounded:.0e} times"
+    """A factor in words, to its first digit, or to its power of ten where it is a million or more.
+
+    Args:
+        factor: one or more.
+    """
+    power = math.floor(math.log10(factor))
+    if power >= 6:
+        return f"a factor of about 10^{power}"
+    return f"a factor of about {round(factor / 10**power) * 10**power:,d}"
 
 
 def _mostly_plain(case: Case) -> bool:

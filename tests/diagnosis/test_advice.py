@@ -71,7 +71,10 @@ def contradictions(diagnosis):
 @pytest.mark.parametrize(
     ("remedy", "told"),
     [
-        ("Lower the learning rate by about 1e+01, to updates of 1e-3.", {("learning rate", -1)}),
+        (
+            "Lower the learning rate by a factor of about 10, to updates of 1e-3.",
+            {("learning rate", -1)},
+        ),
         ("Raise the learning rate: the updates are lost.", {("learning rate", +1)}),
         (
             "Raise the clip value to about the usual norm, or do not clip.",
@@ -148,3 +151,12 @@ def test_no_diagnosis_of_any_case_contradicts_itself(book, name):
     """Every case of every collection."""
     diagnosis = diagnose(traces(book, 1)[name]())
     assert contradictions(diagnosis) == set(), str(diagnosis)
+
+
+@pytest.mark.parametrize(("factor", "told"), [
+    (1.0, "1"), (9.6, "10"), (14.0, "10"), (3456.0, "3,000"), (999_999.0, "1,000,000"),
+    (2e6, "10^6"), (3e11, "10^11"),
+])  # fmt: skip
+def test_factors_are_told_in_plain_numbers(factor, told):
+    """To the first digit, without an exponent of a computer."""
+    assert advice.times(factor) == f"a factor of about {told}"
