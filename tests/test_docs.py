@@ -13,7 +13,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import yaml
 from pages import PAGES, README, ROOT, commands, inline, options, parse, snippets
+
+from gradscope.ablation.settings import SECTIONS, GridConfig
 
 DOCS = ROOT / "docs"
 LINES = [(page, line) for page in PAGES if page != README for line in commands(page)]
@@ -28,6 +31,23 @@ def name_of(page):
 def test_commands_parse(page, arguments):
     """Every command line is understood, to the last option."""
     parse(arguments)
+
+
+def grids(page):
+    """The YAML blocks of a page that are grids, or parts of one."""
+    for each in snippets(page, "yaml"):
+        document = yaml.safe_load(each.text)
+        if isinstance(document, dict):
+            yield document
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if list(grids(p))], ids=name_of)
+def test_keys_of_grids_exist(page):
+    """Every setting in a YAML block is one that a grid takes."""
+    for document in grids(page):
+        GridConfig.model_validate({"name": "part", **document})
+        for section in document.keys() & SECTIONS.keys():
+            SECTIONS[section].model_validate(document[section])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
