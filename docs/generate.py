@@ -114,39 +114,39 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
 
 def api() -> str:
     """The public names, from their docstrings."""
-    lines = ["# Python API", "", "All of it is reached as `gradscope.NAME`."]
+    lines = ["# Python API", "", "All that stands at the top is reached as `gradscope.NAME`."]
     for name in gradscope.__all__:
         value = getattr(gradscope, name)
-        if inspect.ismodule(value):
-            continue
-        lines += [
-            "",
-            f"## {name}",
-            "",
-            "```{eval-rst}",
-            *_directive("gradscope", name, value),
-            "```",
-        ]
-    for title, module, names in ELSEWHERE:
+        if not inspect.ismodule(value):
+            kind = "class" if inspect.isclass(value) else "function"
+            lines += ["", f"## {name}", "", *_documented(kind, f"gradscope.{name}")]
+    for title, names in ELSEWHERE.items():
         lines += ["", f"## {title}", ""]
-        for name in names:
-            value = getattr(__import__(module, fromlist=[name]), name)
-            lines += ["```{eval-rst}", *_directive(module, name, value), "```", ""]
+        for name, kind in names.items():
+            lines += [*_documented(kind, f"gradscope.{name}"), ""]
     return "\n".join(lines) + "\n"
 
 
-ELSEWHERE = (
-    ("Findings, and their changes", "gradscope.diagnosis", ("Finding", "Evidence", "Change")),
-    ("In tests", "gradscope.testing", ("assert_gradient_health",)),
-    ("In trainers and logs", "gradscope.integrations", ("tensorboard",)),
-)
-"""Public names below the top: a title, their module, and which."""
+ELSEWHERE = {
+    "Findings, and their changes": {
+        "diagnosis.Finding": "class",
+        "diagnosis.Evidence": "class",
+        "diagnosis.Change": "class",
+    },
+    "In tests": {"testing.assert_gradient_health": "function"},
+    "In trainers and logs": {
+        "integrations.tensorboard": "function",
+        "integrations.lightning.GradscopeCallback": "callback",
+        "integrations.transformers.GradscopeCallback": "callback",
+    },
+}
+"""Public names below the top, by title; of a callback its methods are the trainer's to know."""
 
 
-def _directive(module: str, name: str, value: Any) -> list[str]:
-    if not inspect.isclass(value):
-        return [f".. autofunction:: {module}.{name}"]
-    return [f".. autoclass:: {module}.{name}", "   :members:"]
+def _documented(kind: str, name: str) -> list[str]:
+    directive = "autofunction" if kind == "function" else "autoclass"
+    options = ["   :members:"] if kind == "class" else []
+    return ["```{eval-rst}", f".. {directive}:: {name}", *options, "```"]
 
 
 def columns() -> str:
