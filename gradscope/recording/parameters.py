@@ -88,7 +88,7 @@ class ParameterReader:
         if self._written_unseen:
             self._marks = bytearray()
         self._take(others, scale, unclipped=False)
-        if self._marks and not self._written_unseen:
+        if self._marks and scale is None and not self._written_unseen:  # with one all are taken
             self._written_unseen = bool(self._marks[0]) or (
                 self._carried.thorough and self._take_again(others)
             )

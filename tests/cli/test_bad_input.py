@@ -209,7 +209,7 @@ YAML = {
     ),
     "not one of the choices": Bad(
         "grid.yaml:9: train.precision: .*'fp8'",
-        "'fp32' or 'bf16'",
+        "'fp32', 'bf16' or 'auto'",
         bend=lines("batch_size: 4", "precision: fp8"),
     ),
     "no seeds": Bad("grid.yaml:13: seeds", "at least 1", bend=more("seeds: []")),
