@@ -50,7 +50,7 @@ from torch.nn import functional
 
 import gradscope
 
-SICK = frozenset({"vanishing", "exploding", "dead", "non-finite", "disconnected"})
+SICK = frozenset({"vanishing", "exploding", "dead", "non-finite", "disconnected", "stalled"})
 
 
 @dataclass(frozen=True)
@@ -652,7 +652,7 @@ def rate_too_high(rng):
     }  # fmt: skip
 
 
-@kind("vanishing")
+@kind("stalled", "vanishing")
 def rate_too_low(rng):
     """Steps that no run is long enough for."""
     name = rng.choice(["kaiming_mlp", "kaiming_cnn", "preact_resnet", "pre_ln_transformer"])

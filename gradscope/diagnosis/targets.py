@@ -79,7 +79,10 @@ def target_scale(case: Case) -> Iterator[Finding]:
 def _sizes(case: Case) -> Iterator[float]:
     """Size of the targets: as they were seen, or as a mean of absolute errors tells it."""
     for target in _targets(case):
-        if chance(case) > 0:
+        # An output that begins at their mean, as by its bias, is not far from them however large.
+        apart = abs(target.mean) > limits.LOSS_AT_START * target.std
+        met = apart and losses(case)[0] < limits.LOSS_AT_START * chance(case)
+        if chance(case) > 0 and not met:
             yield math.hypot(target.mean, target.std)
     told = operations(case)
     absolute = told[-3:] == ("Sub", "Abs", "Mean") or told[-1:] in {
