@@ -165,6 +165,7 @@ def test_a_killed_cell_finds_its_checkpoint_when_it_is_tried_again(own, tiny):
     assert not list(folder.glob(".work-*"))
 
 
+@pytest.mark.slow
 def test_checkpoints_of_other_code_are_not_taken_up(own, tiny):
     """The function changed after the kill: the cell begins anew."""
     grid = own(trouble=["saves"])

@@ -258,6 +258,7 @@ print(splits.fingerprint, int(splits.train.images.sum(dtype=int)), bool(steps))
 """
 
 
+@pytest.mark.slow
 def test_processes_at_once(tiny, cache):
     """Two processes that start together agree, and one of them did the work."""
     tiny.write(

@@ -189,6 +189,7 @@ def test_each_process_sees_its_own_gpus(work, monkeypatch):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "4,5,GPU-abc"
 
 
+@pytest.mark.slow
 def test_what_was_crowded_is_tried_once_more_alone(work):
     """Two that have no room beside each other both end well; one too large for all is lost."""
     tasks = [work.Job("a", "crowd", 1.0), work.Job("b", "crowd", 1.0), work.Job("c", "too large")]

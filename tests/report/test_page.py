@@ -209,7 +209,9 @@ def test_sorting_and_saving(reference_page, open_page):
         assert visit.complaints == []
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1400, "light"), (400, "dark")])
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(1400, "light"), pytest.param(400, "dark", marks=pytest.mark.slow)]
+)
 def test_accessible(reference_page, open_page, width, scheme):
     """axe-core finds no serious or critical violation; nothing is wider than the screen."""
     pytest.importorskip("axe_playwright_python")
@@ -303,7 +305,7 @@ def test_what_was_measured_is_drawn(rich_page, open_page):
         assert visit.requests == [rich_page.as_uri()]
 
 
-@pytest.mark.parametrize("page", ["rich_page", "seeded_page"])
+@pytest.mark.parametrize("page", ["rich_page", pytest.param("seeded_page", marks=pytest.mark.slow)])
 def test_pages_of_traces_and_seeds_are_accessible(page, request, open_page):
     """axe-core on the other kinds of page, in the dark and on a narrow screen."""
     pytest.importorskip("axe_playwright_python")
@@ -410,7 +412,7 @@ def test_figures_can_be_taken_along(reference_page, open_page, tmp_path, key):
         assert len(image.convert("RGB").getcolors(10**7)) > 20
 
 
-@pytest.mark.parametrize("width", [1400, 400])
+@pytest.mark.parametrize("width", [1400, pytest.param(400, marks=pytest.mark.slow)])
 def test_tooltips_stay_inside_their_panel(reference_page, open_page, width):
     """Wherever one points, the label lies within the plot."""
     inside = """p => {
@@ -489,6 +491,7 @@ def test_pooled_matrices_are_sums_and_follow_the_filter(reference_page, open_pag
         assert visit.complaints == []
 
 
+@pytest.mark.slow
 def test_print_cuts_nothing(reference_page, open_page):
     """On paper as wide as A4 every table and plot fits, and figures are kept in one piece."""
     with open_page(reference_page, width=703) as visit:

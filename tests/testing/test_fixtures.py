@@ -86,6 +86,7 @@ def test_missing_profile_fails_in_ci_unless_asked_for(pytester, monkeypatch):
     pytester.runpytest_inprocess().assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_new_profiles_are_announced_by_parallel_runs(pytester):
     """Under pytest-xdist too, once each."""
     pytest.importorskip("xdist")
