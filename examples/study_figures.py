@@ -112,11 +112,17 @@ def of_matrix() -> dict[str, str]:
 def of_demo() -> dict[str, str]:
     """The grid on drawn images that README's first command trains."""
     cells, found = table("hw5", "cells"), {}
-    groups = {skip: cells[cells["factor.skip"] == skip] for skip in ("yes", "no")}
-    for skip, own in groups.items():
-        found[f"demo.{skip}.lowest"] = f"{100 * own.val_accuracy.min():.0f} %"
-        found[f"demo.{skip}.highest"] = f"{100 * own.val_accuracy.max():.0f} %"
-        found[f"demo.{skip}.slope"] = f"{own.slope.abs().mean():.2f}"
+    whole = cells[(cells["factor.skip"] == "yes") & (cells["factor.batch_norm"] == "yes")]
+    groups = {
+        "yes": cells[cells["factor.skip"] == "yes"], "no": cells[cells["factor.skip"] == "no"],
+        "fast": whole[whole["factor.lr"] == "0.001"], "slow": whole[whole["factor.lr"] == "2e-5"],
+    }  # fmt: skip
+    for name, own in groups.items():
+        found[f"demo.{name}.cells"] = str(len(own))
+        found[f"demo.{name}.lowest"] = f"{100 * own.val_accuracy.min():.0f} %"
+        found[f"demo.{name}.highest"] = f"{100 * own.val_accuracy.max():.0f} %"
+        found[f"demo.{name}.slope"] = f"{own.slope.abs().mean():.2f}"
+        found[f"demo.{name}.healthy"] = str((own.verdict == "healthy").sum())
     lost = groups["yes"].val_accuracy.mean() - groups["no"].val_accuracy.mean()
     found["demo.lost"] = f"{100 * lost:.0f}"
     return found

@@ -108,3 +108,19 @@ def test_cells_trained_again_fall_where_one_more_seed_would():
         assert row.low == pytest.approx(own.mean() - half)
         assert row.high == pytest.approx(own.mean() + half)
         assert row.low < row.again < row.high
+
+
+def test_the_demo_tells_the_study_in_small():
+    """With skips and batch norm all learn at 1e-3, and less at 2e-5; without skips none does."""
+    cells = study_figures.table("hw5", "cells")
+    skip, norm, fast = (
+        cells[f"factor.{name}"] == value
+        for name, value in (("skip", "yes"), ("batch_norm", "yes"), ("lr", "0.001"))
+    )
+    healthy = cells[skip & norm & fast]
+    slow = cells[skip & norm & ~fast]
+    assert len(healthy) == len(slow) == 4
+    assert healthy.val_accuracy.min() >= 0.6
+    assert set(healthy.verdict) == {"healthy"}
+    assert cells[~skip].val_accuracy.max() < healthy.val_accuracy.min() - 0.2
+    assert slow.val_accuracy.max() < healthy.val_accuracy.min() - 0.05

@@ -16,7 +16,7 @@ from gradscope.study.reading import Limits, Reading, read_cells
 from gradscope.study.results import Study
 from gradscope.trace.table import Trace
 
-CSV_LIMIT = 5_000
+CSV_LIMIT = 2_000
 """Rows up to which a table is written as CSV; beyond, where nobody reads it by eye, as Parquet."""
 
 
