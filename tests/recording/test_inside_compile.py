@@ -214,8 +214,11 @@ def table(scope):
     return frame[frame.kind != "weight"].set_index(KEY).sort_index()
 
 
-def check(make, way, **options):
-    """Read a compiled network; bits of the bare one, numbers of the eager one, two graphs each."""
+def check(make, way, *, rounds=False, **options):
+    """Read a compiled network; bits of the bare one, numbers of the eager one, two graphs each.
+
+    `rounds`: a fusion ends where a reader stands, so that recorded steps round otherwise.
+    """
     bare, _, _ = train(make, way, watched=False, **options)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     numbers, scope, model = train(make, way, **options)
@@ -223,7 +226,9 @@ def check(make, way, **options):
     if options.get("fullgraph", True):
         assert not counters["graph_break"]
     assert counters["stats"]["unique_graphs"] <= 2 * graphs
-    assert all(torch.equal(a, b) for a, b in zip(bare, numbers, strict=True))
+    for mine, theirs in zip(numbers, bare, strict=True):
+        scale = float(theirs.abs().max()) if rounds else 0.0
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5 * scale)
     assert not scope.blind_spots
     assert not any(m.__dict__.get("_compiled_call_impl") for m in model.modules() if way is whole)
     _, oracle, _ = train(make, eager, **options)
@@ -273,7 +278,7 @@ def test_sizes_that_are_not_compiled_in(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_convolutions_in_place(backend):
     """Normalisation, activations in place, containers, views."""
-    check(Convolutions, whole, backend=backend, shape=(3, 6, 6))
+    check(Convolutions, whole, rounds=backend == "inductor", backend=backend, shape=(3, 6, 6))
 
 
 def test_a_layer_that_runs_three_times():
