@@ -278,19 +278,17 @@ def _blocks(modules: dict[str, nn.Module], calls: list[Call], graph: _Graph) -> 
 def _units(modules: dict[str, nn.Module], ran: set[str], cuts: set[str]) -> dict[str, str]:
     """Map every module that ran to the block-sized module around it; containers map to nothing."""
     units: dict[str, str] = {}
-
-    def visit(name: str, unit: str | None) -> None:
+    waiting: list[tuple[str, str | None]] = [("", None)]
+    while waiting:  # no function that calls itself: it would keep the network until it is collected
+        name, unit = waiting.pop()
         module = modules[name]
         if unit is None and not _is_container(name, module, cuts):
             unit = name
         if unit is not None and name in ran:
             units[name] = unit
-        for child, _ in module.named_children():
-            path = f"{name}.{child}" if name else child
-            if path in modules:  # a module with two parents is listed under the first
-                visit(path, unit)
-
-    visit("", None)
+        paths = [f"{name}.{child}" if name else child for child, _ in module.named_children()]
+        # A module with two parents is listed under the first.
+        waiting.extend((path, unit) for path in reversed(paths) if path in modules)
     return units
 
 

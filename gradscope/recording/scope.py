@@ -69,6 +69,7 @@ class Scope:
         """Written into the records of the steps that follow; set it where the loop knows it."""
         self.blind_spots: tuple[str, ...] = ()
         """What cannot be recorded and why, one line each."""
+        self._name = type(model).__name__
         self._model = model
         self._optimizers = optimizers
         self._buffer = buffer
@@ -109,13 +110,14 @@ class Scope:
         self._steps = [StepHooks(each, before, after) for each in optimizers]
         watched.note(model, self)
         # A scope that is forgotten leaves the modules to themselves.
-        weakref.finalize(self, ModuleCalls.detach, self._forward.calls).atexit = False
+        self._forgotten = weakref.finalize(self, ModuleCalls.detach, self._forward.calls)
+        self._forgotten.atexit = False
         self._guard.wrap("at its beginning", self._arm)()
 
     def _repr_html_(self) -> str:
         state = ("running", shown.WELL) if self._trace is None else ("closed", shown.PLAIN)
         return shown.card(
-            f"Scope of {type(self._model).__name__}",
+            f"Scope of {self._name}",
             shown.line(
                 f"{self._step:,} steps seen, {self._buffer.recorded:,} kept, one in "
                 f"{self._buffer.interval:,} recorded"
@@ -141,10 +143,10 @@ class Scope:
         Raises:
             RecorderError: the scope has an optimizer, whose own step ends the step.
         """
-        if self._optimizers:
-            raise RecorderError("this scope has an optimizer, whose step() ends the step")
         if self._trace is not None:
             raise RecorderError("this scope is closed; watch the model again")
+        if self._optimizers:
+            raise RecorderError("this scope has an optimizer, whose step() ends the step")
         self._guard.wrap("at the end of a step", self._step_by_hand)()
 
     def log(self, **metrics: Any) -> None:
@@ -182,6 +184,13 @@ class Scope:
         self._trace = self.trace()
         if self._live is not None:
             self._live.close(self._trace)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Hold nothing of the network: a user who deletes it has its memory back at once."""
+        self._forgotten.detach()
+        del self._model, self._optimizers, self._notes, self._groups, self._strangers
+        del self._forward, self._parameters, self._steps, self._loss
 
     def trace(self) -> Trace:
         """What was recorded so far, whole steps only; copies the device buffer once."""
@@ -197,6 +206,8 @@ class Scope:
             return nothing(blind_spots=list(self.blind_spots))
 
     def _leave(self) -> None:
+        if self._trace is not None:
+            return
         self._recording = False
         self._forward.calls.detach()
         self._forward.leave()

@@ -915,3 +915,37 @@ def test_compiled_models_say_what_they_hide(late):
     for name, parameter in watched.named_parameters():  # `_orig_mod.0.weight` as compiled
         assert recorded(scope, "weight", name) == pytest.approx([float(parameter.grad.norm())] * 3)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == (1 if late else 2)
+
+
+@pytest.mark.parametrize("how", ["watch", "probe", "fault"])
+def test_a_network_that_is_deleted_is_freed_at_once(how, monkeypatch):
+    """No cycle of the recorder's holds it until the garbage collector comes by."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4))
+    model.append(type("First", (nn.Module,), {"forward": lambda _, x: x[0]})())
+    inputs = torch.randn(3, 2, 4)
+    gone = weakref.ref(model)
+    kept = []
+    gc.collect()
+    gc.disable()
+    try:
+        if how == "probe":
+            kept.append(gradscope.probe(model, inputs))
+        else:
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            monkeypatch.delenv("GRADSCOPE_STRICT", raising=False)
+            scope = gradscope.watch(model, optimizer, every=1)
+            kept += [scope, scope.trace]
+            for _ in range(3):
+                model(inputs).sum().backward()
+                optimizer.step()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", GradscopeWarning)
+                if how == "fault":
+                    scope._guard.trip("for a test", RuntimeError("on purpose"))
+                scope.close()
+            del optimizer
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()
+    assert len(kept[0] if how == "probe" else kept[0].trace())
