@@ -7,7 +7,7 @@ from gradscope.recording.buffer import Area
 
 Sample: TypeAlias = tuple[int, int, int, int, Tensor]
 
-def configure(tensor: type, parameter: type, exchange: object, /) -> None: ...
+def configure(tensor: type, parameter: type, exchange: object, calls: int, /) -> None: ...
 def measure(
     area: Area,
     columns: list[int],

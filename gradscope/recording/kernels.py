@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from gradscope.errors import GradscopeWarning, named
 
+CALLS = 2
+"""How the kernels are called: one more with every change of it, in native/kernels.h too."""
+
 try:
     if os.environ.get("GRADSCOPE_KERNELS") != "0":
         from gradscope.recording import _kernels
 
-        _kernels.configure(Tensor, nn.Parameter, Tensor.__dlpack_c_exchange_api__)
+        _kernels.configure(Tensor, nn.Parameter, Tensor.__dlpack_c_exchange_api__, CALLS)
         compiled = _kernels
     else:
         compiled = None  # type: ignore[assignment]  # mypy knows only the module

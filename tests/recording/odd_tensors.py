@@ -252,7 +252,7 @@ def wrong_arguments():
                     getattr(kernels, name)(*arguments[:i], other, *arguments[i + 1 :])
             with contextlib.suppress(TypeError):
                 getattr(kernels, name)(*arguments[:i])
-    for arguments in ((), (1, 2, 3), (torch.Tensor, torch.nn.Parameter, None)):
+    for arguments in ((), (1, 2, 3, 4), (torch.Tensor, torch.nn.Parameter, None, loaded.CALLS)):
         with contextlib.suppress(TypeError, ValueError):
             kernels.configure(*arguments)
 

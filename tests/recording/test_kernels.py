@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from gradscope.errors import GradscopeWarning
 from gradscope.recording import kernels
@@ -139,6 +140,14 @@ def test_kernels_that_cannot_be_used_are_left_alone(fault, reason, monkeypatch, 
     monkeypatch.setattr(kernels, "compiled", again.compiled)
     assert recorded() == pytest.approx(expected, rel=1e-5)
     del alive
+
+
+def test_kernels_of_another_version_refuse():
+    """They are called otherwise, which may not be found out within a training."""
+    known = (torch.Tensor, nn.Parameter, torch.Tensor.__dlpack_c_exchange_api__)
+    with pytest.raises(ImportError, match="another version of gradscope"):
+        kernels.compiled.configure(*known, kernels.CALLS + 1)
+    kernels.compiled.configure(*known, kernels.CALLS)
 
 
 def test_kernels_that_were_not_built_are_no_matter(monkeypatch):

@@ -19,9 +19,15 @@ static int intern_names(void) {
 static PyObject *py_configure(PyObject *self, PyObject *args) {
     (void)self;
     PyObject *tensor_type, *parameter_type, *capsule;
-    if (!PyArg_ParseTuple(args, "O!O!O:configure", &PyType_Type, &tensor_type, &PyType_Type,
-                          &parameter_type, &capsule) ||
-        know_tensors(tensor_type, parameter_type, capsule) < 0)
+    int calls;
+    if (!PyArg_ParseTuple(args, "O!O!Oi:configure", &PyType_Type, &tensor_type, &PyType_Type,
+                          &parameter_type, &capsule, &calls))
+        return NULL;
+    if (calls != CALLS) {
+        PyErr_SetString(PyExc_ImportError, "they were compiled for another version of gradscope");
+        return NULL;
+    }
+    if (know_tensors(tensor_type, parameter_type, capsule) < 0)
         return NULL;
     find_threads();
     Py_RETURN_NONE;
@@ -29,8 +35,8 @@ static PyObject *py_configure(PyObject *self, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"configure", py_configure, METH_VARARGS,
-     "configure(Tensor, Parameter, exchange)\n\n"
-     "The types that can be read, and the capsule with DLPack's exchange API."},
+     "configure(Tensor, Parameter, exchange, calls)\n\n"
+     "The types that can be read, the capsule with DLPack's exchange API, and how the caller calls."},
     {"measure", py_measure, METH_VARARGS,
      "measure(area, columns, tensors, wanted, marks=...)\n\n"
      "Write the first `wanted` of norm, share of NaN and Inf, largest magnitude, share of zeros,\n"
