@@ -70,13 +70,16 @@ def is_claimed(root: Path, cell: str) -> bool:
 
 def sweep(root: Path) -> None:
     """Remove claims whose owners died, and what they had only begun to write."""
-    for path in root.glob(".claim-*"):
-        if not is_claimed(root, path.name.removeprefix(".claim-")):
-            path.unlink(missing_ok=True)
-    for left in [*root.glob(".tmp-*"), *root.glob(".old-*")]:
-        cell = left.name.split("-", 1)[1].rpartition("-")[0]
-        if not is_claimed(root, cell):
-            shutil.rmtree(left, ignore_errors=True)
+    from filelock import FileLock
+
+    with FileLock(root / ".claims.lock"):  # one that is just being written is no dead one
+        for path in root.glob(".claim-*"):
+            if not is_claimed(root, path.name.removeprefix(".claim-")):
+                path.unlink(missing_ok=True)
+        for left in [*root.glob(".tmp-*"), *root.glob(".old-*")]:
+            cell = left.name.split("-", 1)[1].rpartition("-")[0]
+            if not is_claimed(root, cell):
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _lives(owner: Any, age_s: float) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from gradscope.ablation.choice import choose, keep, kept
-from gradscope.ablation.claims import is_claimed
+from gradscope.ablation.claims import is_claimed, sweep
 from gradscope.ablation.estimate import timed
 from gradscope.ablation.grid import Cell, Grid
 from gradscope.ablation.layout import needs_of, usual_jobs
@@ -126,6 +126,7 @@ def run_grid(
             supervisor = Supervisor(store, plan, observe)
             runner.run(todo, work, supervisor.happened)
             todo = _left_by_others(store, [c for c in todo if c.id in supervisor.elsewhere])
+    sweep(store.root)
     return Store.load(runs_dir)
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import pytest
 
 from gradscope.ablation import claims, run_grid
 from gradscope.ablation.claims import claimed, is_claimed, sweep
+from gradscope.ablation.run import Silent
 from gradscope.ablation.store import Store
 from gradscope.engines.task import InProcess
 
@@ -138,6 +140,25 @@ def test_a_claimed_cell_is_waited_for_and_read(tiny):
     other = grid.cells()[1].id
     assert heard == [(held.id, "running"), (other, "done"), (held.id, "done")]
     assert [r.status for r in study.results] == ["done", "done"]
+
+
+def test_what_a_run_left_that_was_killed_as_its_cell_was_stored(tiny):
+    """Killed between storing and letting go: no other run claims that cell again."""
+    grid = tiny.grid(matrix={"width": [2, 4]})
+    run_grid(tiny.grid(matrix={"width": [2]}), "runs", engine=InProcess())
+    claim = tiny.folder / "runs" / f".claim-{grid.cells()[0].id}"
+
+    class Killed(Silent):
+        """Another run was, just after this one had planned."""
+
+        def planned(self, plan):
+            """Its claim is left."""
+            assert [cell.id for cell in plan.todo] == [grid.cells()[1].id]
+            claim.write_text(json.dumps({"host": socket.gethostname(), "pid": 2**30, "started": 0}))
+
+    study = run_grid(grid, "runs", engine=InProcess(), observe=Killed())
+    assert [r.status for r in study.results] == ["done", "done"]
+    assert not claim.exists()
 
 
 @pytest.mark.slow
