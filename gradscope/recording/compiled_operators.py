@@ -8,6 +8,7 @@ latter in it because a hook at the tensor puts it there while the pass is traced
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from typing import Any, Protocol
 
@@ -59,10 +60,10 @@ def read(tensor: Tensor, token: Tensor, site: int) -> Tensor:
         if run is not None:
             run.direct(site, tensor)
         return token
-    token = torch.ops.gradscope.read(tensor.detach(), token, site)
+    token = _OPERATORS.read(tensor.detach(), token, site)
     if tensor.requires_grad:
         tensor.register_hook(  # type: ignore[no-untyped-call]  # torch's stub
-            lambda gradient: torch.ops.gradscope.read_gradient(gradient, token, site)
+            lambda gradient: _OPERATORS.read_gradient(gradient, token, site)
         )
     return token
 
@@ -81,7 +82,14 @@ def _read_gradient(gradient: Tensor, token: Tensor, site: int) -> Tensor:
     return gradient.clone()
 
 
-_LIBRARY: Any = torch.library.Library("gradscope", "DEF")  # type: ignore[no-untyped-call]  # torch's
+def _free_namespace() -> str:
+    """For the operators of this copy of the module: it may be loaded again, or beside another."""
+    names = ("gradscope" + (f"_{i}" if i else "") for i in itertools.count())
+    return next(name for name in names if not hasattr(getattr(torch.ops, name), "read"))
+
+
+_NAMESPACE = _free_namespace()
+_LIBRARY: Any = torch.library.Library(_NAMESPACE, "DEF")  # type: ignore[no-untyped-call]  # torch's
 for _name, _schema, _kernel in (
     ("read", "(Tensor tensor, Tensor token, int site) -> Tensor", _read),
     ("read_gradient", "(Tensor gradient, Tensor token, int site) -> Tensor", _read_gradient),
@@ -90,6 +98,7 @@ for _name, _schema, _kernel in (
     _tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides, torch.Tag.cudagraph_unsafe)
     _LIBRARY.define(_name + _schema, tags=_tags)
     _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
+_OPERATORS: Any = getattr(torch.ops, _NAMESPACE)
 
 
 def _fake_read(tensor: Tensor, token: Tensor, site: int) -> Tensor:
@@ -102,5 +111,5 @@ def _fake_read_gradient(gradient: Tensor, token: Tensor, site: int) -> Tensor:
     return gradient.clone()
 
 
-torch.library.register_fake("gradscope::read", _fake_read, lib=_LIBRARY)
-torch.library.register_fake("gradscope::read_gradient", _fake_read_gradient, lib=_LIBRARY)
+torch.library.register_fake(f"{_NAMESPACE}::read", _fake_read, lib=_LIBRARY)
+torch.library.register_fake(f"{_NAMESPACE}::read_gradient", _fake_read_gradient, lib=_LIBRARY)
