@@ -17,6 +17,14 @@ all examples have come to look alike."""
 
 _EXPLAINED_BY = {
     "collapse": {_WHOLE_LAYER, "gradients-accumulate", "non-finite", _FROM_THE_START},
+    "large-logits": {
+        "exploding-forward",
+        "input-scale",
+        "non-finite",
+        "odd-block",
+        "updates-too-large",
+        "updates-too-small",
+    },
     "masked-decay": {"collapse"},
     "vanishing": {"collapse"},
     "constant-output": {

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gradscope.diagnosis import limits
 from gradscope.diagnosis.case import Case
-from gradscope.diagnosis.loss_side import chance, losses, operations, output_module
+from gradscope.diagnosis.loss_side import chance, logit_sizes, losses
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 from gradscope.layers import WEIGHTED, is_norm, names
 from gradscope.trace.structure import ModuleInfo, Summary
@@ -80,9 +80,8 @@ def _bites(case: Case) -> str:
     for i, tensor in case.columns("activation"):
         if case.largest("saturated_fraction", i) >= limits.SATURATED_SHARE:
             return f"{tensor.name} is saturated"
-    told = operations(case)
-    logits = len(told) > 1 and told[1] in {"LogSoftmax", "BinaryCrossEntropyWithLogits"}
-    if logits and _size(case, output_module(case)) >= limits.LOGITS_LARGE:
+    sizes = logit_sizes(case)
+    if len(sizes) and float(sizes[0]) >= limits.LOGITS_LARGE:
         return "the logits are sure of a class before anything was learned"
     return ""
 

@@ -12,6 +12,7 @@ from gradscope.diagnosis.graph import (
     unscaled_attention,
 )
 from gradscope.diagnosis.inputs import constant_input, input_scale
+from gradscope.diagnosis.logits import large_logits
 from gradscope.diagnosis.loss import broken_loss, loss_fit, not_learning, unbounded_loss
 from gradscope.diagnosis.movement import movement
 from gradscope.diagnosis.optimizer import membership, unregistered
@@ -53,6 +54,7 @@ _ONCE = (
     broken_loss,
     unbounded_loss,
     not_learning,
+    large_logits,
     input_scale,
     constant_input,
     one_element,

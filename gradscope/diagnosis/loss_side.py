@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 
+import torch
+from torch import Tensor
+
 from gradscope.diagnosis import limits
 from gradscope.diagnosis.case import Case
 from gradscope.trace.vocabulary import PASSIVE
@@ -65,6 +68,18 @@ def output_shape(case: Case) -> tuple[int, ...]:
     name = output_module(case)
     shapes = [t.shape for _, t in case.columns("activation") if t.module == name]
     return shapes[-1] if shapes else ()
+
+
+def logit_sizes(case: Case) -> Tensor:
+    """The rms of the output at the recorded steps, where a softmax or sigmoid is taken of it.
+
+    Of a network that ends in log_softmax they are those of the logarithms, which are as large.
+    Shape (<= steps,); empty where it does not, or where that is not known.
+    """
+    read = {"LogSoftmax", "BinaryCrossEntropyWithLogits"} & {*operations(case)[:2]}
+    name = output_module(case)
+    columns = [i for i, tensor in case.columns("activation") if tensor.module == name]
+    return case.values("rms", columns[0]) if read and columns else torch.empty(0)
 
 
 def losses(case: Case) -> list[float]:

@@ -30,35 +30,47 @@ def odd_blocks(case: Case) -> Iterator[Finding]:
         allowed = case.pooling(flow.blocks[i], name)
         if abs(jump) < limits.ODD_BLOCK + (allowed if jump < 0 else 0.0):
             continue
-        head = i == len(backward) - 1 and jump < 0  # heads are often scaled down on purpose
         block = case.blocks.get(name)
         inside = block.modules if block is not None else ()
-        wrong = not head and case.is_misscaled(inside)
+        misscaled = case.is_misscaled(inside)
+        wrong = misscaled and not (i == len(backward) - 1 and _is_heads_own(case, inside, jump))
         yield Finding(
             "odd-block",
             Severity.ERROR if wrong else Severity.WARNING,
             name,
             "This block scales activations and gradient alike, unlike its neighbours: "
             + (
-                "its weights are off by about this factor."
+                "by how it is built, since its weights are drawn as usual."
+                if not misscaled
+                else "its weights are off by about this factor."
                 if wrong
-                else "by how it is built, since its weights are drawn as usual."
+                else "its weights are off by about this factor, which as the last it passes on to "
+                "all layers before it alike."
             ),
             {
                 "factor": Evidence(10**jump, "times its neighbours"),
                 "gradient": Evidence(backward[i], "decades across the block"),
                 "activation": Evidence(forward[i], "decades across the block"),
             },
-            advice.odd(name, jump) if wrong else "",
+            advice.odd(name, jump) if misscaled else "",
             None if not wrong else Verdict.EXPLODING if jump > 0 else Verdict.VANISHING,
         )
+
+
+def _is_heads_own(case: Case, inside: Sequence[str], jump: float) -> bool:
+    """Whether the jump of the last block is no fault of the trunk.
+
+    Heads are often scaled down on purpose. One that is drawn too large scales the gradient of all
+    layers before it alike; what its outputs do to the loss is `large_logits`' to say.
+    """
+    return jump < 0 or not case.is_misscaled(set(inside) - set(case.weights.layers[-1:]))
 
 
 def odd_layers(case: Case) -> Iterator[Finding]:
     """One layer whose gradient/weight is out of line with the layers of its type around it."""
     profile = case.weights
     rows = zip(profile.layers, profile.log10_grad, profile.log10_weight, strict=True)
-    # Heads are often scaled on purpose; a ratio that is not finite belongs to a weight of zero.
+    # A head is off for all layers alike; a ratio that is not finite belongs to a weight of zero.
     known = [(name, g - w) for name, g, w in list(rows)[:-1] if math.isfinite(g - w)]
     sizes = Counter(case.role(name) for name, _ in known)
     groups: dict[tuple[str, ...], list[tuple[str, float]]] = defaultdict(list)

@@ -34,6 +34,62 @@ def test_an_odd_block_is_an_error_only_with_odd_weights(factor, scale, verdict):
     assert diagnosis.verdict == verdict
 
 
+HEADS = {
+    "a linear layer": (lambda head: [head], nn.functional.cross_entropy),
+    "with something behind it": (
+        lambda head: [head, nn.Dropout(0.0), nn.Flatten()],
+        nn.functional.cross_entropy,
+    ),
+    "log_softmax": (lambda head: [head, nn.LogSoftmax(1)], nn.functional.nll_loss),
+}
+
+
+def headed(scale, classes, tail, layer=None):
+    """Ten He-initialised layers and a head of gain `scale`; or one of the ten with that gain."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(64, 64) for _ in range(10)]
+    head = nn.Linear(64, classes)
+    for each in layers:
+        nn.init.kaiming_normal_(each.weight, nonlinearity="relu")
+    nn.init.normal_((head if layer is None else layers[layer]).weight, std=scale / 8)
+    return nn.Sequential(*(part for each in layers for part in (each, nn.ReLU())), *tail(head))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10, 1000])
+@pytest.mark.parametrize("head", HEADS)
+def test_a_large_head_is_a_warning(head, classes):
+    """What it does it does to all layers alike: the trunk is sound, the logits are too large."""
+    tail, loss = HEADS[head]
+    model = headed(100.0, classes, tail)
+    trace = gradscope.probe(model, torch.randn(32, 64), torch.arange(32) % classes, loss=loss)
+    diagnosis = gradscope.diagnose(trace)
+    found = {finding.kind: finding.severity for finding in diagnosis.findings}
+    assert diagnosis.is_healthy, str(diagnosis)
+    assert found == {"odd-block": "warning", "large-logits": "warning"}
+
+
+@pytest.mark.parametrize("layer", [3, 8])
+def test_a_large_layer_of_the_trunk_is_an_error(layer):
+    """The same gain, seven or two layers before the loss; the large logits follow from it."""
+    model = headed(100.0, 10, lambda head: [head], layer)
+    trace = gradscope.probe(model, torch.randn(32, 64), torch.arange(32) % 10)
+    diagnosis = gradscope.diagnose(trace)
+    errors = {finding.where for finding in diagnosis.findings if finding.severity == "error"}
+    assert diagnosis.verdict == "exploding"
+    assert errors == {str(2 * layer)}
+    assert "large-logits" not in {finding.kind for finding in diagnosis.findings}
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_heads_drawn_by_fan_out_for_few_classes(classes):
+    """MNASNet draws its head by fan_out, where few classes make the weights large."""
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    model = torchvision.models.mnasnet0_5(num_classes=classes)
+    trace = gradscope.probe(model, torch.randn(16, 3, 64, 64), torch.arange(16) % classes)
+    assert gradscope.diagnose(trace).is_healthy
+
+
 class Gate(nn.Module):
     """Squeeze and excitation: two layers on the mean of each channel, and a sigmoid."""
 
