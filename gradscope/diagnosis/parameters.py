@@ -65,10 +65,20 @@ def disconnected(case: Case) -> Iterator[Finding]:
 
 def unused(case: Case) -> Iterator[Finding]:
     """Parameters that never took part in the forward pass."""
-    names = list(case.structure.unused)
+    names = [n for n in case.structure.unused if not _ran(case, n.rpartition(".")[0])]
+    replaced = [name for name in case.structure.unused if name not in names]
     names += [t.name for t in _silent(case) if case.structure.modules and not _took_part(case, t)]
     left = [name for name in names if case.held and name not in case.held]
     names = [name for name in names if name not in left]
+    if replaced:
+        yield Finding(
+            "replaced",
+            Severity.INFO,
+            listed(replaced),
+            "These parameters are not trained: when their modules ran, other tensors stood in "
+            "their places, as torch.func.functional_call puts them there.",
+            {"parameters": Evidence(len(replaced), "with others in their places")},
+        )
     if left:
         yield Finding(
             "not-trained",
@@ -123,8 +133,12 @@ def _silent(case: Case) -> Iterator[RecordedTensor]:
 
 def _took_part(case: Case, tensor: RecordedTensor) -> bool:
     """That a leaf ran means that its parameters took part; a container may hold a leftover."""
-    info = case.modules.get(tensor.module)
-    return info is not None and info.order >= 0 and tensor.module not in case.parents
+    return _ran(case, tensor.module)
+
+
+def _ran(case: Case, module: str) -> bool:
+    info = case.modules.get(module)
+    return info is not None and info.order >= 0 and module not in case.parents
 
 
 def _idle(case: Case, module: str) -> bool:

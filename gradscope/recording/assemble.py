@@ -27,10 +27,13 @@ def complete(
     ever, moved = parameters.ever(), parameters.moved()
     ran = {info.name for info in structure.modules if info.order >= 0}
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
+    replaced = strangers.replaced()
     unused = [
         name
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and name not in ever and name.rpartition(".")[0] not in ran
+        if parameter.requires_grad
+        and name not in ever
+        and (name in replaced or name.rpartition(".")[0] not in ran)
     ]
     known = bool(ran)  # without activations nobody knows what ran
     return dataclasses.replace(

@@ -254,6 +254,7 @@ class Scope:
 
     def _on_first_pass(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._notes.take(module, args, output)
+        self._strangers.meet(module)
         if module is self._model:
             self._strangers.look((args, self._forward.lent), output)
             blind_spot = unlisted(module)
@@ -355,6 +356,7 @@ class Scope:
                 self._cannot_see(COMPILED if is_compiled(self._model) else UNSEEN)
             self._forward.calls.thread = get_ident() if seen else None
         self._step += 1
+        self._strangers.settle()
         self._unstepped.forget()
         self._arm()
         if self._live is not None:

@@ -18,11 +18,45 @@ class Strangers:
     Layers in a plain Python list run, get gradients and are in no ``parameters()``. The first
     forward pass tells: its graph is walked back from the outputs to the leaves, as far as the
     inputs, beyond which other networks may lie.
+
+    Guests stand in the places of parameters while a module runs, as `functional_call` puts them
+    there. What stands there still when the step is over has replaced the parameter, and is none.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = weakref.ref(model)
         self._found: list[tuple[weakref.ref[Tensor], str]] | None = None
+        self._names = {id(module): name for name, module in model.named_modules()}
+        self._own: dict[int, weakref.ref[Tensor]] = {
+            id(p): weakref.ref(p) for p in model.parameters()
+        }
+        self._guests: dict[str, weakref.ref[Tensor]] = {}
+        """Name of a parameter -> what stood in its place."""
+        self._settled = False
+
+    def meet(self, module: nn.Module) -> None:
+        """Note what stands in the places of a module's parameters in its first call."""
+        path, held = self._names.get(id(module)), module._parameters
+        if path is None or not isinstance(held, dict):  # of TorchScript it is none
+            return
+        for name, tensor in held.items():
+            own = self._own.get(id(tensor))
+            if tensor is not None and (own is None or own() is not tensor):
+                self._guests[f"{path}.{name}".lstrip(".")] = weakref.ref(tensor)
+
+    def settle(self) -> None:
+        """Forget those that have come to stay; call it outside of the network's own calls."""
+        model = self._model()
+        if model is None or self._found is None or self._settled:
+            return
+        self._settled = True
+        stay = {id(p) for p in model.parameters()}
+        self._guests = {name: ref for name, ref in self._guests.items() if id(ref()) not in stay}
+
+    def replaced(self) -> set[str]:
+        """Names of the parameters in whose places others stood."""
+        self.settle()
+        return set(self._guests)
 
     def look(self, args: Any, output: Any) -> None:
         """Take what the network was called with and gave, for the first time."""
@@ -50,7 +84,8 @@ class Strangers:
         own = list(model.parameters())
         if any(hasattr(p, "device_mesh") for p in own):
             return []  # a sharded model computes with parameters gathered for the occasion
-        known = {id(t) for t in (*own, *inputs)}
+        others = (ref() for ref in (*self._own.values(), *self._guests.values()))
+        known = {id(t) for t in (*own, *inputs, *others)}
         done = {t.grad_fn for t in inputs if t.grad_fn is not None}
         # A network may ask for the gradient at a view of its input, as one over checkpoints does.
         memory = {reductions.memory(t) for t in inputs}

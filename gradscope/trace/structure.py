@@ -141,7 +141,8 @@ class Structure:
     blocks: tuple[Block, ...] = ()
     """From the input to the output; chi is measured over them."""
     unused: tuple[str, ...] = ()
-    """Trainable parameters whose module never ran and that got no gradient."""
+    """Trainable parameters that got no gradient and whose module never ran, or ran with others in
+    their places."""
     frozen: tuple[str, ...] = ()
     """Parameters with ``requires_grad=False``."""
     cancelled: dict[str, str] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import io
 import pickle
 import threading
@@ -174,6 +175,72 @@ def scaled(run):
         run.numbers.append(loss.detach())
 
 
+def refused(run):
+    """A step that raises, as one that is to be captured does on a CPU, and one that does not."""
+    model = chain(3, 4, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, capturable=True)
+    run.watch(model, optimizer)
+    for i in range(3):
+        optimizer.zero_grad()
+        model(X).square().mean().backward()
+        if i == 0:
+            with pytest.raises(AssertionError, match="capturable"):
+                optimizer.step()
+            optimizer.param_groups[0]["capturable"] = False
+        run.step()
+
+
+def differentiated(run):
+    """The gradient of what steps of an inner optimizer made of the weights (Finn et al. 2017)."""
+
+    def value(model):
+        fast = {name: p.clone() for name, p in model.named_parameters()}
+        inner = torch.optim.SGD(fast.values(), lr=0.1, momentum=0.9, differentiable=True)
+        for _ in range(2):
+            now = {name: p.clone() for name, p in fast.items()}
+            loss = torch.func.functional_call(model, now, (X,)).square().mean()
+            found = torch.autograd.grad(loss, list(now.values()), create_graph=True)
+            for p, g in zip(fast.values(), found, strict=True):
+                p.grad = g
+            inner.step()
+        return torch.func.functional_call(model, fast, (X + 1,)).square().mean()
+
+    loop(run, model := chain(3, 4, 2), sgd(model), value=value)
+
+
+def matrices_apart(run):
+    """Muon steps the matrices, AdamW all else."""
+    model = chain(3, 4, 2)
+    apart = [[p for p in model.parameters() if (p.dim() == 2) == two] for two in (True, False)]
+    both = [torch.optim.Muon(apart[0], lr=0.01), torch.optim.AdamW(apart[1], lr=0.01)]
+    run.watch(model, both)
+    run.optimizer = None
+    for _ in range(4):
+        for each in both:
+            each.zero_grad()
+        loss = model(X).square().mean()
+        loss.backward()
+        run.norms.append({n: float(p.grad.double().norm()) for n, p in model.named_parameters()})
+        for each in both:
+            each.step()
+        run.numbers.append(loss.detach())
+
+
+def ways_of_stepping():
+    """Each optimizer of torch, with each of its ways of doing the same that a CPU knows."""
+    ways = {"foreach": (True, False), "fused": (True,), "maximize": (True,)}
+    for kind in (
+        torch.optim.Adadelta, torch.optim.Adafactor, torch.optim.Adagrad, torch.optim.Adam,
+        torch.optim.Adamax, torch.optim.AdamW, torch.optim.ASGD, torch.optim.NAdam,
+        torch.optim.RAdam, torch.optim.RMSprop, torch.optim.Rprop, torch.optim.SGD,
+    ):  # fmt: skip
+        known = inspect.signature(kind).parameters
+        options = [{way: value} for way in ways if way in known for value in ways[way]]
+        for each in ({}, *options):
+            name = " ".join([kind.__name__, *(f"{way}={value}" for way, value in each.items())])
+            yield name, kind, each
+
+
 def two_models_one_optimizer(run):
     """An encoder that is watched, and a head that is not."""
     body, head = chain(3, 4), nn.Linear(4, 2)
@@ -208,9 +275,6 @@ def parameters_in_turns(run):
 
 
 OPTIMIZERS = {
-    "fused": adam(fused=True),
-    "foreach": adam(foreach=True),
-    "one by one": adam(foreach=False),
     "amsgrad, maximize": adam(amsgrad=True, maximize=True),
     "weight decay": adam(weight_decay=0.1, decoupled_weight_decay=True),
     "rate in a tensor": lambda run: loop(
@@ -218,9 +282,9 @@ OPTIMIZERS = {
         model := chain(3, 4, 2),
         torch.optim.Adam(model.parameters(), lr=torch.tensor(0.01), foreach=False),
     ),
-    "differentiable": lambda run: loop(
-        run, model := chain(3, 4, 2), sgd(model, differentiable=False, foreach=False)
-    ),
+    "refused": refused,
+    "differentiable": differentiated,
+    "matrices apart": matrices_apart,
     "cosine": scheduled(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 5)),
     "one cycle": scheduled(
         lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=9), "before"
@@ -244,16 +308,12 @@ OPTIMIZERS = {
     "groups": one_parameter_in_groups,
     "in turns": parameters_in_turns,
     **{
-        kind.__name__: lambda run, kind=kind: loop(
-            run, model := chain(3, 4, 2), kind(model.parameters(), lr=0.01)
+        name: lambda run, kind=kind, options=options: loop(
+            run, model := chain(3, 4, 2), kind(model.parameters(), lr=0.01, **options)
         )
-        for kind in (
-            torch.optim.Adadelta, torch.optim.Adafactor, torch.optim.Adagrad, torch.optim.Adamax,
-            torch.optim.ASGD, torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop,
-            torch.optim.Rprop,
-        )
+        for name, kind, options in ways_of_stepping()
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -366,6 +426,41 @@ def ensemble(run):
         return torch.func.vmap(call)(stacked).square().mean()
 
     loop(run, holder, torch.optim.SGD(holder.parameters(), lr=0.05), value=value)
+
+
+def stateless(make, hold=None):
+    """A network that is called with weights that are handed to it.
+
+    Args:
+        make: what the weights of a call are, by name, from the parameters of the network.
+        hold: what to train instead of the parameters, which then get no gradient.
+    """
+
+    def case(run):
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+        trained = {k: hold(p) if hold else p for k, p in model.named_parameters()}
+        optimizer = torch.optim.SGD(trained.values(), lr=0.05, momentum=0.9)
+
+        def value(model):
+            weights = {k: make(p) for k, p in trained.items()} | dict(model.named_buffers())
+            return torch.func.functional_call(model, weights, (X,)).square().mean()
+
+        loop(run, model, optimizer, value=value)
+        run.numbers += list(trained.values())
+
+    return case
+
+
+def living_ensemble(run):
+    """The parameters of several networks, stacked anew in each step, through the code of one."""
+
+    def value(models):
+        weights = [dict(model.named_parameters()) for model in models]
+        stacked = {k: torch.stack([w[k] for w in weights]) for k in weights[0]}
+        found = torch.func.vmap(lambda w: torch.func.functional_call(models[0], w, (X,)))(stacked)
+        return found.square().mean()
+
+    loop(run, models := nn.ModuleList(chain(3, 4, 2) for _ in range(3)), sgd(models), value=value)
 
 
 def forward_mode(run):
@@ -515,11 +610,17 @@ def branches_that_stop(run):
 
 
 GRADIENTS = {
+    "stateless": stateless(lambda p: p),
+    "stateless, noisy": stateless(lambda p: p + 0.1 * torch.randn_like(p)),
+    "stateless, held apart": stateless(
+        torch.clone, hold=lambda p: p.detach().clone().requires_grad_()
+    ),
+} | {
     f.__name__: f
     for f in (
         penalty, sharp, kept_graph, accumulated, assigned, functional_training, ensemble,
-        forward_mode, linearised, own_functions, saved_elsewhere, with_anomalies_told,
-        nested_checkpoints, branches_that_stop,
+        living_ensemble, forward_mode, linearised, own_functions, saved_elsewhere,
+        with_anomalies_told, nested_checkpoints, branches_that_stop,
     )
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import gradscope
+from gradscope import diagnose
 
 
 class Holder(nn.Module):
@@ -108,3 +109,68 @@ def test_a_view_of_an_input_that_asks_for_a_gradient_is_no_stranger():
         model(torch.randn(3, 5, 4)).sum().backward()
         scope.step()
     assert scope.trace().structure.strangers == ()
+
+
+class Lent(nn.Module):
+    """Runs a network with weights that are none of its own."""
+
+    def __init__(self, weights=None):
+        super().__init__()
+        self.code, self.make = nn.Sequential(nn.Linear(3, 2)), nn.Linear(1, 8)
+        self.weights = weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        """With those that it was given, or with those that another layer makes."""
+        made = self.make(torch.ones(1))
+        weights = self.weights or {"0.weight": made[:6].view(2, 3), "0.bias": made[6:]}
+        return torch.func.functional_call(self.code, weights, (x,))
+
+
+def test_weights_that_are_made_stand_in_the_places_of_others():
+    """Whose places these are is told as information: they are not cut off, and nobody's fault."""
+    model = Lent()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with gradscope.watch(model, optimizer, every=1) as scope:
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.randn(4, 3)).square().sum().backward()
+            optimizer.step()
+    structure, diagnosis = scope.trace().structure, diagnose(scope.trace())
+    assert structure.strangers == ()
+    assert sorted(structure.unused) == ["code.0.bias", "code.0.weight"]
+    assert diagnosis.is_healthy
+    assert [(f.kind, f.severity) for f in diagnosis.findings] == [("replaced", "info")]
+
+
+@pytest.mark.parametrize("optimizer", [True, False])
+def test_a_stateless_network_is_inconclusive(optimizer):
+    """Its weights are held apart: nothing is wrong with them, and nothing was seen of them."""
+    model = nn.Sequential(nn.Linear(3, 2))
+    weights = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
+    steps = torch.optim.SGD(weights.values(), lr=0.01)
+    with gradscope.watch(model, steps if optimizer else None, every=1) as scope:
+        for _ in range(2):
+            steps.zero_grad()
+            loss = torch.func.functional_call(model, weights, (torch.randn(4, 3),)).square().sum()
+            loss.backward()
+            steps.step()
+            if not optimizer:
+                scope.step()
+    diagnosis = diagnose(scope.trace())
+    assert scope.trace().structure.strangers == ()
+    assert diagnosis.verdict == "inconclusive"
+    assert [f.kind for f in diagnosis.findings] == ["no-gradients", "replaced"]
+
+
+def test_a_layer_that_is_replaced_before_it_runs_is_the_network_s_own():
+    """What stands in a place when the step is over has come to stay."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with gradscope.watch(model, optimizer, every=1) as scope:
+        model[0].weight = nn.Parameter(torch.eye(3))
+        model[1] = nn.Linear(3, 2)
+        for _ in range(2):
+            model(torch.randn(4, 3)).square().sum().backward()
+            optimizer.step()
+    assert scope.trace().structure.strangers == ()
+    assert scope.trace().structure.unused == ()
