@@ -46,7 +46,10 @@ class Evidence:
 
     def __str__(self) -> str:
         value = f"{self.value:.3g}" if self.value else "0"
-        return f"{value} {self.unit}".rstrip()
+        told = f"{value} {self.unit}".rstrip()
+        if self.unit != "decades" or not abs(self.value) >= 0.05:  # a factor of 1, in words
+            return told
+        return f"{told} (a {'decay' if self.value < 0 else 'growth'} by {factor_of(self.value)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +216,13 @@ class Diagnosis:
             kind = Text(finding.kind, style=_STYLE[finding.severity.value])
             table.add_row(kind, Text(finding.where), Text(numbers), meaning)
         return Group(head, basis, table) if self.findings else Group(head, basis)
+
+
+def factor_of(decades: float) -> str:
+    """A change of so many decades in plain words, whatever its direction: ``a factor of 2,000``."""
+    size = abs(decades)
+    factor = f"{float(f'{10**size:.2g}'):,.4g}" if size < 4 else f"10^{size:.1f}"
+    return f"a factor of {factor}"
 
 
 def decide(findings: Iterable[Finding], rests_on: RestsOn) -> Diagnosis:

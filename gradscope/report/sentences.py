@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gradscope.diagnosis.verdict import RestsOn, factor_of
 from gradscope.report.claims import effect_sentences, explained, strongest
 from gradscope.study import labels
 from gradscope.study.effect import Effect
@@ -26,7 +27,7 @@ def opening(tables: Tables, found: Sequence[Effect]) -> tuple[str, ...]:
     Returns:
         Sentences, not escaped; the first says what was run and how its gradients are.
     """
-    sentences = [health(tables), *extremes(tables), learning(tables)]
+    sentences = [health(tables), resting(tables), *extremes(tables), learning(tables)]
     sentences += [strongest(tables, found, key) for key in ("drift", "accuracy")]
     sentences += explained(tables, found)
     wanted = [e for e in found if e.metric.startswith(PREFIX)]
@@ -53,6 +54,15 @@ def health(tables: Tables) -> str:
     of = f"{judged} of {total} {noun}s that have a gradient"
     of = of if judged < total else f"{total} {noun}s"
     return f"Of the {of}, {labels.listed(parts, 8)}."
+
+
+def resting(tables: Tables) -> str:
+    """What the verdict on a single run rests on: what was seen, and the stretch of the network."""
+    if len(tables.readings) != 1 or not tables.readings[0].verdict:
+        return ""
+    seen = RestsOn(**tables.readings[0].diagnosis["rests_on"])
+    stretch = str(tables.cell_rows[0]["rests_on"]) if seen.steps else ""
+    return f"The verdict {seen}{': ' if stretch else ''}{stretch}."
 
 
 def extremes(tables: Tables) -> list[str]:
@@ -88,9 +98,7 @@ def _change(decades: float, slope: float) -> str:
     if abs(decades) < 0.005:
         return "stays as it was"
     verb = "shrinks" if decades < 0 else "grows"
-    size = abs(decades)
-    factor = f"{float(f'{10**size:.2g}'):,.4g}" if size < 4 else f"10^{size:.1f}"
-    words = f"{verb} by a factor of {factor} ({labels.number(size, 2)} decades)"
+    words = f"{verb} by {factor_of(decades)} ({labels.number(abs(decades), 2)} decades)"
     if decades * slope > 0:
         words += f", {labels.number(abs(slope), 2)} decades in a typical block"
     return words

@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import math
+import re
 import shutil
 
 import pytest
 import zoo
+from handwritten import Net
 
 from gradscope.ablation.store import Store
 from gradscope.ablation.work import result_of
@@ -50,6 +53,41 @@ def test_sick_run_exits_with_1_and_tells_the_remedy(run, traces):
     assert (code, err) == (1, "")
     assert out.startswith("verdict: vanishing")
     assert "sigmoids by ReLU" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("name", ["kaiming_mlp", "deep_sigmoid"])
+def test_what_the_verdict_rests_on_is_shown_and_in_the_json(run, traces, name):
+    """Every parameter of the network in the line under the verdict, and in the document."""
+    count = len(list(zoo.draw(name, 0).model.parameters()))
+    _, out, _ = run(traces[name])
+    shown = " ".join(out.split())
+    assert re.match(r"verdict: \S+ rests on step 0 \(gradients of", shown)
+    assert f"gradients of {count} parameters and at " in shown
+    told = json.loads(run(traces[name], "--json")[1])["rests_on"]
+    assert (told["steps"], told["gradients"], told["unseen"]) == (1, count, [])
+
+
+def test_the_stretch_behind_the_verdict_is_shown_and_in_the_json(run, tmp_path, monkeypatch):
+    """Four level blocks, then nine factors of 0.4: the ends of the decay, its decades and factor.
+
+    0.4^9 is 2.6e-4, that is 3.58 decades, or a factor of 3,800.
+    """
+    net, norm = Net(14), 1.0
+    for i in range(13, -1, -1):
+        net.put("activation_grad", f"l{i}", norm=norm)
+        norm *= 0.4 if i > 4 else 1.0
+    path = net.trace().save(tmp_path / "run.parquet")
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = run(path)
+    shown = " ".join(out.split())
+    assert code == 1
+    assert "l4 ... l13" in shown
+    assert "total -3.58 decades (a decay by a factor of 3,800)" in shown
+    finding = json.loads(run(path, "--json")[1])["findings"][0]
+    assert finding["where"] == "l4 ... l13"
+    assert finding["evidence"]["total"]["unit"] == "decades"
+    assert finding["evidence"]["total"]["value"] == pytest.approx(9 * math.log10(0.4), abs=1e-3)
+    assert finding["evidence"]["blocks"]["value"] == 10
 
 
 def test_json_is_all_there_is_on_stdout(run, traces):

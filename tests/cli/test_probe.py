@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import sys
 
 import numpy as np
@@ -109,6 +111,28 @@ def test_sick_network_exits_1(run):
     assert chi == pytest.approx((1 / 6) ** 0.5, rel=0.2)
     assert predicted == pytest.approx(chi, rel=0.2)
     assert "probing zoo_of_mine:plain" in err
+
+
+def test_what_the_verdict_rests_on_is_shown_of_every_network(run):
+    """Sick and healthy: all parameters of its linear layers, and at least the outputs of these."""
+    for name, linear in (("plain", 31), ("healthy", 9)):
+        _, out, _ = run(f"zoo_of_mine:{name}", "--input", "64")
+        told = re.search(r"\nrests on step 0 \(gradients of (\d+) parameters and at (\d+) out", out)
+        assert told, out
+        assert int(told[1]) == 2 * linear
+        assert int(told[2]) >= linear
+
+
+def test_the_stretch_behind_the_verdict_is_shown(run):
+    """Its ends, and thirty times the sixth of mean-field theory in decades, with its factor."""
+    _, out, _ = run("zoo_of_mine:plain", "--input", "64")
+    assert "\nvanishing at 0 ... 60\n" in out
+    told = re.search(
+        r"total (-\S+) decades \(a decay by a factor of 10\^(\S+)\)", " ".join(out.split())
+    )
+    assert told, out
+    assert float(told[1]) == pytest.approx(30 * math.log10((1 / 6) ** 0.5), rel=0.1)
+    assert float(told[2]) == pytest.approx(-float(told[1]), abs=0.06)
 
 
 def test_healthy_network_exits_0(run):
@@ -349,6 +373,7 @@ def test_a_cell_of_a_grid(run, tmp_path, monkeypatch):
     assert code in (0, 1)
     assert told["model"].startswith("no-skip-s3-")
     assert told["probe"]["seed"] == 3
+    assert [each["seed"] for each in told["draws"]] == [3]
     _, _, err = run("--grid", "small.yaml", "--cell", "skop")
     assert "no cell 'skop'" in err
 
@@ -396,6 +421,16 @@ def test_draws_are_judged_together(run, tmp_path, monkeypatch):
         alone = json.loads(out)
         assert alone["verdict"] == verdict
         assert alone["draws"] == [{"seed": seed, "verdict": verdict}]
+    # Three draws of which the first is not as most are: without --seeds there are as many.
+    begin = next(k for k in range(6) if drawn[k] not in (drawn[k + 1], drawn[k + 2]))
+    _, out, _ = run(*ask[:4], "--seed", str(begin))
+    told = json.loads(out)
+    assert [each["seed"] for each in told["draws"]] == [begin, begin + 1, begin + 2]
+    assert told["verdict"] == drawn[begin + 1]
+    assert told["probe"]["seed"] == begin + 1
+    assert (told["slope_decades_per_block"] < -0.2) is (told["verdict"] == "vanishing")
+    _, out, _ = run(*ask[:3], "--seed", str(begin))
+    assert f"shown is seed {begin + 1}" in out
     _, out, _ = run(*ask[:3], "--seeds", "8")
     assert "8 draws of the weights:" in out
     assert f"vanishing {sick}" in out

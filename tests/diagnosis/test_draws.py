@@ -15,7 +15,7 @@ def drawn(*verdicts):
         seed: Diagnosis(
             Verdict(verdict),
             (Finding("a-kind", Severity.ERROR, f"seed {seed}", "It is so."),),
-            RestsOn(steps=1),
+            RestsOn(steps=seed + 1),
         )
         for seed, verdict in enumerate(verdicts)
     }
@@ -31,6 +31,7 @@ def test_vanishing_in_5_of_40_draws_is_a_finding():
     assert "seed 30" in found.message
     assert {name: e.value for name, e in found.evidence.items()} == {"healthy": 35, "vanishing": 5}
     assert found.remedy
+    assert diagnosis.rests_on.steps == 1
 
 
 def test_a_majority_makes_the_verdict():
@@ -38,6 +39,7 @@ def test_a_majority_makes_the_verdict():
     diagnosis = judge_draws(drawn("healthy", "vanishing", "vanishing"))
     assert diagnosis.verdict == "vanishing"
     assert diagnosis.findings[0].where == "seed 1"
+    assert diagnosis.rests_on.steps == 2
     assert "healthy in 1 of 3 draws" in diagnosis.findings[1].message
 
 

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import tomllib
+from importlib import resources
 from pathlib import Path
 
 import faults_at_loss  # noqa: F401 - fills the casebook
@@ -17,6 +19,8 @@ from gradscope.diagnosis.explain import Explanation, explain, explanations, page
 from gradscope.diagnosis.verdict import Verdict
 
 ROOT = Path(__file__).parents[2]
+WRITTEN = tomllib.loads(resources.files(diagnosis).joinpath("findings.toml").read_text("utf-8"))
+LIMITS = Path(limits.__file__).read_text("utf-8")
 SOURCES = sorted(Path(diagnosis.__file__).parent.glob("*.py"))
 
 MAKERS = {"Finding", "_Misfit", "_inconclusive"}
@@ -54,6 +58,15 @@ def kinds_in_code():
     }
 
 
+def strings(value):
+    """Every text in a document."""
+    if isinstance(value, dict):
+        return [text for inner in value.values() for text in strings(inner)]
+    if isinstance(value, list | tuple):
+        return [text for inner in value for text in strings(inner)]
+    return [str(value)]
+
+
 def test_every_kind_and_verdict_has_a_text_and_no_other():
     """What the code can say is what the texts are about."""
     told = explanations()
@@ -89,6 +102,21 @@ def test_a_text_is_whole(each):
     stems = {"exploding", "uncertain", "mild", "not", "updates", "softmax", "double"}
     almost = {word for word in named if "-" in word and word.partition("-")[0] in stems}
     assert almost <= set(explanations())
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_nothing_that_is_written_is_left_out(kind):
+    """Command, JSON and page have every part of the entry, each limit with the text at it."""
+    entry, text = WRITTEN[kind], (ROOT / "docs/findings.md").read_text("utf-8")
+    section = re.search(rf"\n### {kind}\n(.*?)(?=\n##|\Z)", text, re.DOTALL)[1]
+    document = " ".join(strings(explain(kind).to_dict()))
+    parts = (entry.get(part, "") for part in ("means", "found", "alike", "sources"))
+    wanted = [words for part in parts for words in re.split(r"\{.*?\}", part)]
+    for name in entry.get("limits", ()):
+        behind = LIMITS[LIMITS.index(f"\n{name} = ") :].split('"""')[1]
+        wanted += [name, " ".join(behind.split())]
+    for told in (str(explain(kind)), section, document):
+        assert [words for words in wanted if words not in told] == []
 
 
 def test_a_limit_that_moves_moves_the_text(monkeypatch):

@@ -1,13 +1,18 @@
 """Never healthy for want of looking: what was not recorded is not well."""
 
+import dataclasses
+import html
+import io
+
 import pytest
 import torch
 from handwritten import NAMES, Net, geometric
+from rich.console import Console
 from torch import nn
 
 import gradscope
 from gradscope import diagnose
-from gradscope.trace.table import Trace
+from gradscope.trace.table import RecordedStep, Trace
 
 
 def train(model, steps=12, *, optimise=True, **options):
@@ -48,6 +53,49 @@ def test_what_was_seen_is_said_of_a_healthy_network_too():
     assert "steps 0 to 11" in str(diagnosis)
 
 
+def recorded(factor):
+    """Twelve layers whose gradient changes by a factor each; of it not all is there.
+
+    Steps 10, 15, ... 30, one of them skipped; a frozen weight, two outputs without a gradient.
+    """
+    net = geometric(Net(12, steps=5), factor)
+    net.steps = [RecordedStep(10 + 5 * i, skipped=i == 2) for i in range(5)]
+    net.drop("weight", "l1", "weight")
+    net.structure = {"frozen": ("l1.weight",)}
+    net.drop("activation_grad", "l3")
+    net.drop("activation_grad", "l4")
+    return dataclasses.replace(net.trace(), metadata={"blind_spots": ["a thing", "two", "a thing"]})
+
+
+def printed(diagnosis):
+    """As a terminal shows it."""
+    console = Console(width=200, file=io.StringIO())
+    console.print(diagnosis)
+    return console.file.getvalue()
+
+
+def test_what_it_rests_on_is_counted():
+    """Four steps that were made, 11 of 12 weights, 10 of 12 outputs, each blind spot once."""
+    assert diagnose(recorded(1.0)).to_dict()["rests_on"] == {
+        "steps": 4, "first": 10, "last": 30, "gradients": 11, "outputs": 10,
+        "unseen": ["a thing", "two"],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"), [(1.0, "healthy"), (0.3, "vanishing"), (3, "exploding")]
+)
+@pytest.mark.parametrize("told", [str, printed, lambda d: html.unescape(d._repr_html_())])
+def test_what_it_rests_on_is_told_of_every_network(told, factor, verdict):
+    """In text, in a terminal and in a notebook, whatever the verdict, with what was not seen."""
+    diagnosis = diagnose(recorded(factor))
+    assert diagnosis.verdict == verdict
+    assert (
+        "rests on steps 10 to 30 (4 recorded, gradients of 11 parameters and at 10 outputs); "
+        "not seen: a thing; two"
+    ) in told(diagnosis)
+
+
 def test_without_outputs_no_network_is_called_healthy():
     """activations=False: level gradients of weights prove nothing, a decay of them shows."""
     diagnosis = train(sound(), activations=False)
@@ -75,7 +123,9 @@ def test_a_network_in_a_compiled_function_is_not_called_healthy():
             optimizer.step()
     diagnosis = gradscope.diagnose(scope.trace())
     assert diagnosis.verdict == "inconclusive"
-    assert "compiled" in str(diagnosis)
+    (reason,) = diagnosis.rests_on.unseen
+    assert "compiled function" in reason
+    assert reason in diagnosis.findings[0].message
 
 
 @pytest.mark.filterwarnings("ignore:gradscope:UserWarning")

@@ -30,6 +30,25 @@ def test_decay_is_vanishing_with_its_numbers():
     assert "masked-decay" not in findings
 
 
+@pytest.mark.parametrize(
+    ("factor", "words"),
+    [
+        (10 ** (-2 / 3), "-2 decades (a decay by a factor of 100)"),
+        (0.05, "-3.9 decades (a decay by a factor of 8,000)"),
+        (0.01, "-6 decades (a decay by a factor of 10^6.0)"),
+        (10, "3 decades (a growth by a factor of 1,000)"),
+    ],
+)
+def test_the_factor_is_told_in_plain_words(factor, words):
+    """Four blocks, three equal factors: their product, not its decades, in one direction."""
+    net = Net(4)
+    for i in range(4):
+        net.put("activation_grad", f"l{i}", norm=factor ** (3 - i))
+    _, findings = net.diagnose()
+    (told,) = (f.evidence["total"] for f in findings.values() if "total" in f.evidence)
+    assert str(told) == words
+
+
 def test_decay_that_does_not_add_up_is_mild():
     """The same factor over six blocks is 1.5 decades: certain, but healthy."""
     diagnosis, findings = geometric(Net(6), 0.5).diagnose()

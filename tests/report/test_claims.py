@@ -72,6 +72,7 @@ def test_where_the_gradient_explains_nothing_it_is_said(studies, tmp_path, open_
         badges = visit.page.locator("#cells .badge").all_inner_texts()
         assert sum("not learning" in b for b in badges) == 2
         rests = visit.page.locator("#cells td[data-column=rests_on]").all_inner_texts()
+        assert len(rests) == 4
         assert all(r.startswith("stack.0 ... stack.11") and "decades" in r for r in rests)
 
 

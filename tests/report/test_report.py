@@ -3,9 +3,11 @@
 import dataclasses
 import html
 import math
+import re
 
 import pandas as pd
 import pytest
+from handwritten import Net
 
 from gradscope.errors import ConfigError
 from gradscope.report.write import charts, load, write_report
@@ -41,6 +43,49 @@ def test_a_single_trace(studies, tmp_path, open_page):
     assert "its norm shrinks by a factor of 2,000 (3.3 decades), 0.30 decades in a typical" in (
         opening(page)
     )
+
+
+def test_what_the_verdict_on_a_run_rests_on_is_said(studies, tmp_path):
+    """Each tenth of 200 steps of twelve layers, and the stretch that lost 11 times 0.3 decades."""
+    said = opening(write_report(studies.make_trace(0, slope=-0.3), tmp_path / "flow.html"))
+    told = re.search(
+        r"The verdict rests on steps 0 to 190 \(20 recorded, gradients of 12 parameters and at 12 "
+        r"outputs\): stack.0 ... stack.11 \u2212(\d\.\d+) decades\.",
+        said,
+    )
+    assert told, said
+    assert float(told[1]) == pytest.approx(3.3, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("usual", "odd", "words"),
+    [
+        (1.2, 1e-3, "its norm shrinks by a factor of 160 (2.2 decades)."),
+        (1 / 1.2, 1e3, "its norm grows by a factor of 160 (2.2 decades)."),
+    ],
+)
+def test_no_sentence_says_that_it_gains_and_shrinks(tmp_path, usual, odd, words):
+    """Ten factors one way and a larger one the other: 10 log10(1.2) - 3 is -2.21 decades in all."""
+    net, norm = Net(12), 1.0
+    for i in range(11, -1, -1):
+        net.put("activation_grad", f"l{i}", norm=norm)
+        norm *= odd if i == 6 else usual
+    said = opening(write_report(net.trace(), tmp_path / "flow.html"))
+    assert words in said
+    verbs = {"gains", "grows"}, {"shrinks", "loses"}
+    for sentence in said.split(". "):
+        assert not all(each & set(sentence.split()) for each in verbs), sentence
+
+
+def test_each_cell_of_a_study_says_what_its_verdict_rests_on(studies, tmp_path):
+    """A column of the table: the ends of the stretch, and eleven times the decades of a block."""
+    study = studies.make_study(
+        tmp_path / "runs", {"skip": [True, False]}, slope=lambda p, s: 0.0 if p["skip"] else -0.4
+    )
+    page = write_report(study, tmp_path / "page.html").read_text("utf-8")
+    told = re.findall(r'data-column="rests_on"[^>]*>stack.0 ... stack.11 (\S+) decades<', page)
+    decades = [float(each.replace("\u2212", "-")) for each in told]
+    assert decades == pytest.approx([0.0, -4.4], abs=0.1)
 
 
 def test_a_page_opens_with_what_was_asked(studies, tmp_path):
