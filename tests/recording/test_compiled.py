@@ -199,10 +199,11 @@ def test_a_graph_break_within_a_compiled_network():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune"])
 @pytest.mark.parametrize("way", [whole, in_place, function], ids=lambda way: way.__name__)
-def test_inductor_gives_the_same_bits(way):
+def test_inductor_gives_the_same_bits(way, mode):
     """Also where the compiled kernels would be others if the graph were."""
-    options = {"fullgraph": True}
+    options = {"fullgraph": True, "mode": mode}
     settings = {"at": 2, "first": True, "steps": 4, "reads": way in GRAPHS}
     compare(
         lambda run: train(run, chain(3, 5, 2), way, options, **settings),
@@ -248,12 +249,16 @@ def test_compiled_autograd():
     assert rows(run, "activation_grad") == {"0": 1, "1": 1, "2": 1}
 
 
-def test_a_compiled_optimizer_step():
-    """Where the step itself is compiled, its hooks run before and after what was compiled."""
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_compiled_optimizer_step(capturable):
+    """Where the step itself is compiled, its hooks run before and after what was compiled.
+
+    One that is to be captured in a graph runs on a CPU only so.
+    """
 
     def case(run: Run):
         model = chain(3, 4, 2)
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.05, capturable=capturable)
         run.watch(model, optimizer)
         optimizer_step = torch.compile(optimizer.step, backend="eager")
         for _ in range(3):

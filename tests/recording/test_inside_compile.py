@@ -281,6 +281,18 @@ def test_convolutions_in_place(backend):
     check(Convolutions, whole, rounds=backend == "inductor", backend=backend, shape=(3, 6, 6))
 
 
+@SLOW
+@pytest.mark.parametrize("make", [Net, Convolutions])
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_modes_of_the_compiler(mode, make):
+    """What they change besides, as choosing among kernels, is the same with readers in the graph.
+
+    On a CPU both run what inductor runs without CUDA graphs.
+    """
+    convolves = make is Convolutions
+    check(make, whole, rounds=convolves, mode=mode, shape=(3, 6, 6) if convolves else (4,))
+
+
 def test_a_layer_that_runs_three_times():
     """Each call has a row; a head that no loss reads has no gradient."""
     check(Again, in_place, backend="aot_eager")
