@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -61,6 +62,9 @@ class ParameterReader:
         """Of the gradients that were measured; see `Meters.gradients`."""
         self._remembered: list[int] = []
         self._looked = False
+        left = next((p.grad for p in self._parameters if p.grad is not None), None)
+        self._left = None if left is None else (weakref.ref(left), _version(left))
+        """A gradient that the last step left, and its version."""
 
     def after_backward(self, scale: Tensor | None, stepped: Sequence[Any] = ()) -> None:
         """Take all statistics before anyone clips, and before an optimizer that may not step.
@@ -170,6 +174,17 @@ class ParameterReader:
     def with_gradient(self) -> list[Tensor]:
         """The parameters that have a gradient now."""
         return [p for p in self._parameters if p.grad is not None]
+
+    def stand_still(self) -> bool:
+        """Whether the gradients are those that the last step left: there was no backward pass."""
+        if self._left is None:
+            return False
+        left, version = self._left[0](), self._left[1]
+        return (
+            left is not None
+            and _version(left) == version
+            and any(p.grad is left for p in self._parameters)
+        )
 
     def trained(self) -> bool:
         """Whether somebody trains: there are gradients, or weights that moved."""

@@ -96,7 +96,7 @@ class Scope:
             before_backward=self._before_backward,
             after_backward=self._after_backward,
             on_another_pass=self._on_another_pass,
-            on_compiled=self._on_compiled,
+            on_compiled=partial(self._cannot_see, COMPILED),
             on_first_pass=self._on_first_pass,
         )
         self._step = 0
@@ -261,9 +261,6 @@ class Scope:
             if blind_spot and blind_spot not in self.blind_spots:
                 self._say(blind_spot)
 
-    def _on_compiled(self) -> None:
-        self._cannot_see(COMPILED)
-
     def _cannot_see(self, blind_spot: str) -> None:
         self._activations = False
         self._forward.calls.detach()
@@ -352,11 +349,11 @@ class Scope:
             row = self._buffer.end(RecordedStep(self._step, self.epoch, skipped=skipped), scaled)
             if self._live is not None:
                 self._live.add(row, copies)
-            if self._activations and not seen and can_be_called(self._model):
+            unseen = not (seen or self._parameters.stand_still())
+            if self._activations and unseen and can_be_called(self._model):
                 self._cannot_see(COMPILED if is_compiled(self._model) else UNSEEN)
             self._forward.calls.thread = get_ident() if seen else None
         self._step += 1
-        self._strangers.settle()
         self._unstepped.forget()
         self._arm()
         if self._live is not None:

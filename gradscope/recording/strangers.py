@@ -20,7 +20,7 @@ class Strangers:
     inputs, beyond which other networks may lie.
 
     Guests stand in the places of parameters while a module runs, as `functional_call` puts them
-    there. What stands there still when the step is over has replaced the parameter, and is none.
+    there. What stands there still when no module runs has replaced the parameter, and is none.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -32,7 +32,6 @@ class Strangers:
         }
         self._guests: dict[str, weakref.ref[Tensor]] = {}
         """Name of a parameter -> what stood in its place."""
-        self._settled = False
 
     def meet(self, module: nn.Module) -> None:
         """Note what stands in the places of a module's parameters in its first call."""
@@ -44,19 +43,11 @@ class Strangers:
             if tensor is not None and (own is None or own() is not tensor):
                 self._guests[f"{path}.{name}".lstrip(".")] = weakref.ref(tensor)
 
-    def settle(self) -> None:
-        """Forget those that have come to stay; call it outside of the network's own calls."""
-        model = self._model()
-        if model is None or self._found is None or self._settled:
-            return
-        self._settled = True
-        stay = {id(p) for p in model.parameters()}
-        self._guests = {name: ref for name, ref in self._guests.items() if id(ref()) not in stay}
-
     def replaced(self) -> set[str]:
-        """Names of the parameters in whose places others stood."""
-        self.settle()
-        return set(self._guests)
+        """Names of the parameters in whose places others stood; call it when no module runs."""
+        model = self._model()
+        stay = {id(p) for p in model.parameters()} if model is not None else set()
+        return {name for name, ref in self._guests.items() if id(ref()) not in stay}
 
     def look(self, args: Any, output: Any) -> None:
         """Take what the network was called with and gave, for the first time."""

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gradscope
 from gradscope.errors import GradscopeWarning
+from gradscope.recording import compiled, outputs
 
 # Dynamo asks for it where what comes into a compiled part was made outside.
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
@@ -296,6 +297,17 @@ def test_modes_of_the_compiler(mode, make):
 def test_a_layer_that_runs_three_times():
     """Each call has a row; a head that no loss reads has no gradient."""
     check(Again, in_place, backend="aot_eager")
+
+
+def test_calls_beyond_the_limit_are_said(monkeypatch):
+    """A layer that runs more often than is recorded: as many rows as the limit, and a note."""
+    for module in (compiled, outputs):
+        monkeypatch.setattr(module, "MAX_CALLS", 2)
+    _, scope, _ = train(Again, in_place, backend="aot_eager")
+    rows = table(scope).loc[0, "activation", "layer"]
+    assert sorted(rows.index.get_level_values("call")) == [0, 1]
+    notes = scope.trace().metadata["blind_spots"]
+    assert any(note.startswith("'layer' ran more than 2 times in a step") for note in notes)
 
 
 def test_two_outputs_behind_frozen_layers():

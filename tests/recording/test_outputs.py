@@ -99,3 +99,25 @@ def test_a_pass_that_gives_classes_does_not_count():
     rows = trace.to_pandas().query("kind == 'activation' and module == 'linear'")
     expected = float(model.linear(batch).detach().norm())
     assert rows.norm.tolist() == [pytest.approx(expected)] * 2
+
+
+def test_what_only_a_pass_without_a_loss_runs_is_not_in_the_table():
+    """Of a pass that does not count, no output stays that the pass after it does not give again."""
+
+    class Judge(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.temper = nn.Linear(4, 3), nn.Softmax(1)
+
+        def forward(self, x):
+            logits = self.linear(x)
+            return logits if self.training else self.temper(logits).argmax(1)
+
+    model = Judge()
+    with gradscope.watch(model, every=1) as scope:
+        for _ in range(2):
+            model.eval()(torch.randn(2, 4))
+            model.train()(torch.randn(8, 4)).sum().backward()
+            scope.step()
+    rows = scope.trace().to_pandas().query("kind == 'activation'")
+    assert set(rows.module) == {"linear"}

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations, prune
 import gradscope
 from gradscope.recording import kernels
 from gradscope.recording.buffer import StatisticsBuffer
+from gradscope.recording.carried import THOROUGH
 from gradscope.recording.meters import Meters
 from gradscope.recording.parameters import ParameterReader
 
@@ -241,6 +242,28 @@ def test_each_pass_is_measured_though_its_gradients_bear_the_marks_of_the_last(m
         norm = float(buffer.get(torch.device("cpu"), "norm", [1])[0])
         unclipped = float(buffer.get(torch.device("cpu"), "unclipped", [1])[0])
         assert norm == unclipped == pytest.approx(float(gradient.double().norm()))
+
+
+def test_gradients_that_stay_are_measured_at_each_step():
+    """Two steps with one backward pass: the second consumes the same tensors, unchanged.
+
+    That no output was seen in it is no blind spot. Before it come those that are looked at twice.
+    """
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    expected = []
+    with gradscope.watch(model, optimizer, every=1) as scope:
+        for passes in (*[1] * (THOROUGH[0] + 1), 0, 1):
+            if passes:
+                optimizer.zero_grad()
+                model(torch.randn(2, 6)).square().sum().backward()
+            expected.append(float(model[4].weight.grad.norm()))
+            optimizer.step()
+    rows = scope.trace().to_pandas().query("module == '4'")
+    assert rows[rows.kind == "weight"].norm.tolist() == pytest.approx(expected)
+    seen = rows[rows.kind == "activation_grad"].step.tolist()
+    assert seen == [*range(len(expected) - 2), len(expected) - 1]
+    assert not scope.blind_spots
 
 
 def test_a_parameter_that_fsdp_gathered_for_the_moment_is_no_other_parameter():
