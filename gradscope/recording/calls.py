@@ -17,11 +17,11 @@ from types import FunctionType
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradscope.recording.compiled import CompiledParts, plainly
 from gradscope.recording.guard import Guard
-from gradscope.recording.unseen import compiler, unobserved, unseen_by_dynamo
+from gradscope.recording.unseen import compiler, observed, unobserved, unseen_by_dynamo
 
 _ENTRY = "_compiled_call_impl"
 
@@ -38,6 +38,13 @@ class Reader(Protocol):
 
     def saw(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """A module gave an output."""
+
+    def saw_again(self, module: nn.Module, output: Tensor) -> bool:
+        """The same, of one plain tensor, where no mode of a user sees what is done with it.
+
+        Returns:
+            Whether it was as in an earlier step, and is taken.
+        """
 
     def left(self, module: nn.Module, output: Any) -> None:
         """A call from outside has ended, after it was seen."""
@@ -105,10 +112,6 @@ class ModuleCalls:
             call = known()
             if call is not None:
                 call.leave()
-
-    def displaced(self) -> bool:
-        """Whether somebody put something else in our place."""
-        return any(call is None or not call.is_in_place() for call in (c() for c in self._attached))
 
     def elsewhere(self, call: _Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A call in another thread, of another module with a copied dictionary, or compiled."""
@@ -190,13 +193,6 @@ class _Call:
     def __reduce__(self) -> tuple[Any, ...]:
         return type(None), ()
 
-    def is_in_place(self) -> bool:
-        """Whether torch still calls it."""
-        found = self.module.__dict__.get(_ENTRY)
-        while isinstance(found, _Call) and found is not self:
-            found = found.inner
-        return found is self
-
     def leave(self) -> None:
         """Leave the module to itself, or to another scope."""
         attributes = self.module.__dict__
@@ -260,7 +256,9 @@ class _Call:
         if reader is None or calls.guard.faulty:
             return
         try:
-            unobserved(reader.saw, self.module, args, output)
+            plain = type(output) is Tensor and not observed()
+            if not (plain and reader.saw_again(self.module, output)):
+                unobserved(reader.saw, self.module, args, output)
             if not calls.depth:
                 unobserved(reader.left, self.module, output)
         except Exception as fault:  # noqa: BLE001 - that is what the guard is for

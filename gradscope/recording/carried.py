@@ -14,6 +14,10 @@ from gradscope.recording.meters import by_device
 THOROUGH = 4, 8
 """The first so many recorded steps, and every so many later ones, are looked at thoroughly."""
 
+TWICE = 3, 32
+"""The same of the steps in which the gradients are read again before the optimizer's step, whatever
+the marks say: it costs as much as the first reading."""
+
 
 class Carried:
     """The least that each gradient held when a backward pass of the step began.
@@ -25,6 +29,8 @@ class Carried:
     def __init__(self, buffer: StatisticsBuffer) -> None:
         self.thorough = False
         """Whether this step is one of those that are looked at thoroughly."""
+        self.twice = False
+        """Whether its gradients are read a second time before the optimizer's step."""
         self._parameters: Sequence[Tensor] = ()
         self._columns: Sequence[int] = ()
         self._buffer = buffer
@@ -38,9 +44,12 @@ class Carried:
 
     def begin(self) -> None:
         """Start a step."""
-        first, every = THOROUGH
-        self.thorough = self._recorded < first or self._recorded % every == 0
-        self._pending = [i for i, column in enumerate(self._columns) if column]
+        self.thorough, self.twice = (
+            self._recorded < first or self._recorded % every == 0
+            for first, every in (THOROUGH, TWICE)
+        )
+        if self.thorough:
+            self._pending = [i for i, column in enumerate(self._columns) if column]
 
     def end(self) -> None:
         """Count a step that was recorded."""

@@ -12,8 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from torch import Tensor
+
 from gradscope.errors import GradscopeWarning, one_line
-from gradscope.recording.unseen import unobserved, unseen_by_dynamo
+from gradscope.recording.unseen import observed, unobserved, unseen_by_dynamo
 
 _LIMIT = 200
 """Most characters of a fault's own message that are passed on."""
@@ -62,9 +64,23 @@ class Guard:
                 self.trip(where, fault)
                 return None
 
-        unseen_by_dynamo(guarded, callees=True)
-        guarded._torchdynamo_disable = True  # type: ignore[attr-defined]  # what it asks, if it traces
-        return guarded
+        return _hidden(guarded)
+
+    def wrap_reader(self, where: str, read: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+        """The same of what takes the statistics of a tensor, at half the cost for a plain one."""
+
+        def guarded(tensor: Tensor) -> None:
+            if self.faulty:
+                return
+            try:
+                if type(tensor) is Tensor and not observed():
+                    read(tensor)
+                else:
+                    unobserved(read, tensor)
+            except Exception as fault:  # noqa: BLE001 - that is what a guard is for
+                self.trip(where, fault)
+
+        return _hidden(guarded)
 
     def trip(self, where: str, fault: Exception) -> None:
         """Take the recorder out of the way; raise instead where `strict`."""
@@ -77,6 +93,13 @@ class Guard:
         if stand_aside is not None:
             with suppress(Exception):  # what is left undone harms nobody: every entry is guarded
                 stand_aside(_described(where, fault))
+
+
+def _hidden(guarded: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, hidden from Dynamo."""
+    unseen_by_dynamo(guarded, callees=True)
+    guarded._torchdynamo_disable = True  # type: ignore[attr-defined]  # what it asks, if it traces
+    return guarded
 
 
 def _described(where: str, fault: Exception) -> str:

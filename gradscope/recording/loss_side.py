@@ -84,7 +84,8 @@ class LossReader:
         if loss is None:
             return
         self._seen = True
-        value = reductions.local(loss).reshape(())
+        value = reductions.local(loss)
+        value = value.reshape(()) if value.dim() else value
         self._buffer.cell(value.device, META, "abs_max").copy_(value)
         self._buffer.numel[META] = 1
         if self._first is None:

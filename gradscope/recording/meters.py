@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -10,13 +11,10 @@ from torch import Tensor
 from gradscope.recording import kernels
 from gradscope.recording.buffer import StatisticsBuffer
 from gradscope.recording.device_meter import DeviceMeter
-from gradscope.recording.host_meter import (
-    HostMeter,
-)
-from gradscope.recording.kernels import (
-    ALL,
-    UNCLIPPED,
-)
+from gradscope.recording.host_meter import HostMeter
+from gradscope.recording.kernels import ALL, UNCLIPPED
+
+_is_cpu = operator.attrgetter("is_cpu")
 
 
 class Meters:
@@ -39,8 +37,7 @@ class Meters:
     def gradients(
         self,
         columns: list[int],
-        parameters: list[Tensor],
-        others: set[int],
+        gradients: list[Tensor],
         marks: bytearray,
         *,
         unclipped: bool,
@@ -48,23 +45,19 @@ class Meters:
         """Take the plain gradients in main memory, but for those already measured.
 
         Args:
-            columns: column of each parameter, 0 where it has none yet.
-            parameters: of any device.
-            others: identities of parameters to leave out.
+            columns: of each, 0 where it has none yet.
+            gradients: on any device.
             marks: what tells the gradients that were measured; brought up to date. Empty: none.
             unclipped: whether nobody clipped yet.
 
         Returns:
             Indices of the gradients that are left to `parameter_gradients`.
         """
-        mine = with_gradient(parameters, others)
-        if kernels.compiled is None or not any(parameter.is_cpu for parameter in parameters):
-            return mine
-        places = [columns[i] for i in mine]
-        gradients = [parameters[i].grad for i in mine]
-        area = self._buffer.area(torch.device("cpu"), max(places, default=0))
+        if kernels.compiled is None or not any(gradient.is_cpu for gradient in gradients):
+            return list(range(len(gradients)))
+        area = self._buffer.area(torch.device("cpu"), max(columns))
         wanted = UNCLIPPED if unclipped else ALL
-        return [mine[i] for i in kernels.compiled.measure(area, places, gradients, wanted, marks)]
+        return kernels.compiled.measure(area, columns, gradients, wanted, marks)
 
     def end(self) -> None:
         """Finish what was left to the end of the step."""
@@ -72,15 +65,12 @@ class Meters:
             meter.end()
 
 
-def with_gradient(parameters: Sequence[Tensor], others: set[int]) -> list[int]:
-    """Indices of the parameters that have a gradient, but for those of some identities."""
-    return [i for i, p in enumerate(parameters) if p.grad is not None and id(p) not in others]
-
-
 def by_device(
     parameters: Sequence[Tensor], indices: Sequence[int]
 ) -> list[tuple[torch.device, list[int]]]:
     """Indices of parameters, device by device."""
+    if all(map(_is_cpu, [parameters[i] for i in indices])):  # without a device object for each
+        return [(torch.device("cpu"), list(indices))] if indices else []
     groups: dict[torch.device, list[int]] = {}
     for i in indices:
         groups.setdefault(parameters[i].device, []).append(i)

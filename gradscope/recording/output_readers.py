@@ -87,7 +87,7 @@ class OutputReaders:
         reader = meter.output_reader(column, norm_only=self._norms_only)
         # Half precision alone is narrow enough for gradients to underflow: there zeros are counted.
         narrow = tensor.dtype is torch.float16 and not self._norms_only
-        read_gradient = self._guard.wrap(
+        read_gradient = self._guard.wrap_reader(
             f"at the gradient of the output of '{name}'",
             meter.gradient_reader(gradient, whole=narrow),
         )

@@ -162,10 +162,39 @@ class ForwardReader:
         if _backward_pass() != -1:
             if not self._backward_over:
                 self._saw_again(known, output)
-        elif not self._finished and not self._take_again(known, module, output):
+        elif not self._finished:
             self._take(known, module, args, output)
             if self.structure is None:
                 self._on_first_pass(module, args, output)
+
+    def saw_again(self, module: nn.Module, output: Tensor) -> bool:
+        """Take a call that gave one plain tensor, if all is as in an earlier step.
+
+        That is what most calls come to, at half the cost of the general case.
+
+        Returns:
+            Whether it was taken; else it is `saw` that takes it.
+        """
+        if self.structure is None or self._finished or isinstance(module, nn.RNNBase):
+            return False
+        if _in_transform() or _backward_pass() != -1:
+            return False
+        known = self._modules[id(module)]
+        node, hooks = output.grad_fn, output._backward_hooks
+        if hooks is None:
+            seen = known.outputs.get(known.calls)
+            if node is None or seen is None or seen.device != output.device:
+                return False
+            seen.read(output)
+            for read in seen.also:
+                read(output)
+            self._hooks.register(output, node, seen.read_gradient)
+            self._last = output
+        elif self._hooks.key not in hooks:
+            return False  # a user's; ours where a module within this one returned it
+        known.calls += 1
+        self._any = True
+        return True
 
     def left(self, module: nn.Module, output: Any) -> None:
         """A call from outside has ended: of the network itself, or of a part of it."""
@@ -251,28 +280,6 @@ class ForwardReader:
         if isinstance(module, nn.RNNBase):
             self._time.take(known.name, module, args, self._position() - 1)
 
-    def _take_again(self, known: KnownModule, module: nn.Module, output: Any) -> bool:
-        """Take a call that gave one plain tensor, if all is as in an earlier step.
-
-        That is what most calls come to, at half the cost of the general case.
-        """
-        if self.structure is None or type(output) is not Tensor or isinstance(module, nn.RNNBase):
-            return False
-        node, hooks = output.grad_fn, output._backward_hooks
-        if hooks is None:
-            seen = known.outputs.get(known.calls)
-            if node is None or seen is None or seen.device != output.device:
-                return False
-            seen.read(output)
-            for read in seen.also:
-                read(output)
-            self._hooks.register(output, node, seen.read_gradient)
-            self._last = output
-        elif self._hooks.key not in hooks:
-            return False  # a user's; ours where a module within this one returned it
-        known.calls += 1
-        return True
-
     def lend(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """What a recurrent layer is to be called with, so that the flow through time shows."""
         given = args if self._finished else self._time.lend(module, args)
@@ -315,7 +322,10 @@ class ForwardReader:
         for known in self._modules.values():
             for at, seen in known.outputs.items():
                 root = made.get((known.name, at & CALLS))
-                if root is not None and not seen.varies:
+                if root is None:
+                    continue
+                self._variation.returned.add(seen.column)
+                if not seen.varies:
                     read = self._variation.reader(seen.column)
                     read(root)
                     seen.also, seen.varies = (*seen.also, read), True

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from gradscope.recording import reductions
 from gradscope.recording.buffer import UNSEEN, StatisticsBuffer
 from gradscope.recording.carried import Carried
-from gradscope.recording.meters import Meters, by_device, with_gradient
+from gradscope.recording.meters import Meters, by_device
 from gradscope.recording.optimizers import stepped_by
 from gradscope.recording.sharding import ShardExchange, is_sharded
 from gradscope.trace.table import RecordedTensor
@@ -60,6 +60,8 @@ class ParameterReader:
         self._carried.begin()
         self._marks = bytearray()
         """Of the gradients that were measured; see `Meters.gradients`."""
+        self._consumed: list[int] = []
+        """Those whose gradient is about to be consumed, as it was measured last."""
         self._remembered: list[int] = []
         self._looked = False
         left = next((p.grad for p in self._parameters if p.grad is not None), None)
@@ -91,24 +93,24 @@ class ParameterReader:
         others = self._of_others(optimizer)
         if self._written_unseen:
             self._marks = bytearray()
-        self._take(others, scale, unclipped=False)
+        self._consumed = taken = self._take(others, scale, unclipped=False)
         if self._marks and scale is None and not self._written_unseen:  # with one all are taken
             self._written_unseen = bool(self._marks[0]) or (
-                self._carried.thorough and self._take_again(others)
+                self._carried.twice and self._take_again(others)
             )
-        gone = [i for i, p in enumerate(self._parameters) if p.grad is None]
-        if gone or not all(map(_is_trained, self._parameters)):
-            self._leave_out_what_nobody_consumes(gone, optimizer)
+        if len(taken) < len(self._parameters) or not all(map(_is_trained, self._parameters)):
+            self._leave_out_what_nobody_consumes(optimizer)
         if optimizer is not None and self._carried.thorough:
             self._carried.consumed(stepped_by(optimizer))
 
-    def _leave_out_what_nobody_consumes(self, gone: list[int], optimizer: Any) -> None:
+    def _leave_out_what_nobody_consumes(self, optimizer: Any) -> None:
         """Of gradients that were taken away after the pass, or stayed when theirs was frozen.
 
         One that is gone is left out, as the optimizer leaves its parameter out. Where all are, a
         zero_grad() stands between backward and the step, and they are recorded as the zeros that
         they have become.
         """
+        gone = [i for i, p in enumerate(self._parameters) if p.grad is None]
         by_any = set[int]().union(*(stepped_by(each) for each in self._optimizers))
         mine = None if optimizer is None else stepped_by(optimizer)
         gone = [i for i in gone if mine is None or id(self._parameters[i]) in mine]
@@ -133,10 +135,9 @@ class ParameterReader:
                 values = self._buffer.constant(device, [value] * len(columns))
                 self._buffer.put(device, name, columns, values)
 
-    def remember_weights(self, optimizer: Any) -> None:
-        """Before the step: norms of the weights, and a sample of each to compare with after it."""
-        others = self._of_others(optimizer)
-        self._remembered = with_gradient(self._parameters, others)
+    def remember_weights(self) -> None:
+        """Before the step, after `measure`: norms of the weights, and samples to compare with."""
+        self._remembered = self._consumed
         for device, mine in by_device(self._parameters, self._remembered):
             columns, weights = self._of(mine)
             self._meters.of(device).weights(columns, weights)
@@ -275,18 +276,30 @@ class ParameterReader:
                 others |= stepped_by(each) - mine
         return others
 
-    def _take(self, others: set[int], scale: Tensor | None, *, unclipped: bool) -> None:
-        """Take the gradients that were not measured yet, without those of some parameters."""
+    def _take(self, others: set[int], scale: Tensor | None, *, unclipped: bool) -> list[int]:
+        """Take the gradients that were not measured yet; which there are.
+
+        Args:
+            others: identities of parameters to leave out.
+            scale: factor that the gradients still carry from loss scaling, 0-d, or None.
+            unclipped: whether nobody clipped yet.
+        """
         if not self._looked:
             self._look()
-        if scale is not None or self._buffer.histograms:
-            left = with_gradient(self._parameters, others)
-        else:
-            left = self._meters.gradients(
-                self._columns, self._parameters, others, self._marks, unclipped=unclipped
-            )
+        gradients = {
+            i: grad
+            for i, p in enumerate(self._parameters)
+            if (grad := p.grad) is not None and not (others and id(p) in others)
+        }
+        taken = left = list(gradients)
+        if scale is None and not self._buffer.histograms:
+            columns = [self._columns[i] for i in taken]
+            given = list(gradients.values())
+            found = self._meters.gradients(columns, given, self._marks, unclipped=unclipped)
+            left = [taken[i] for i in found]
         for device, mine in by_device(self._parameters, left):
             self._take_on(device, mine, scale, unclipped=unclipped)
+        return taken
 
     def _take_again(self, others: set[int]) -> bool:
         """Take gradients whatever their marks say; whether that changed any.
@@ -295,8 +308,7 @@ class ParameterReader:
         does it once does it at every step: from then on no mark counts.
         """
         cpu = torch.device("cpu")
-        taken = with_gradient(self._parameters, others)
-        columns = [self._columns[i] for i in taken if self._parameters[i].is_cpu]
+        columns = [self._columns[i] for i in self._consumed if self._parameters[i].is_cpu]
         if not columns:
             return False
         before = self._buffer.get(cpu, "norm", columns).nan_to_num()

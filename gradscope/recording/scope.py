@@ -227,7 +227,7 @@ class Scope:
         if self._recording:
             self._parameters.measure(None)
             if not self._norms_only:
-                self._parameters.remember_weights(None)
+                self._parameters.remember_weights()
         self._end_step()
 
     def _arm(self) -> None:
@@ -248,9 +248,8 @@ class Scope:
 
     def _install(self) -> None:
         calls = self._forward.calls
-        if calls and not calls.displaced():  # still there from the last step
-            return
-        calls.attach({id(m): m for m in self._model.modules()})
+        if not calls:  # else still there from the last step
+            calls.attach({id(m): m for m in self._model.modules()})
 
     def _on_first_pass(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._notes.take(module, args, output)
@@ -315,7 +314,7 @@ class Scope:
                 self._measured = True
                 self._parameters.measure(optimizer, scale)
                 if first and not self._norms_only:
-                    self._parameters.remember_weights(optimizer)
+                    self._parameters.remember_weights()
                 first = False
 
         guarded = self._guard.wrap("before the optimizer's step", measure)

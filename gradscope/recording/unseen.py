@@ -15,6 +15,9 @@ try:
 except ImportError:  # a torch without Dynamo has no compiled code
     eval_frame = None  # type: ignore[assignment]  # mypy knows only the module
 
+_function_modes = torch._C._len_torch_function_stack
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+
 compiler: Callable[[], object] = (
     eval_frame.get_eval_frame_callback if eval_frame is not None else lambda: None
 )
@@ -35,10 +38,15 @@ def unseen_by_dynamo(function: Callable[..., Any], *, callees: bool) -> None:
         eval_frame.set_code_exec_strategy(function.__code__, strategy)
 
 
+def observed() -> bool:
+    """Whether modes of a user see what is done with any tensor."""
+    return bool(_function_modes() or _dispatch_modes())
+
+
 def unobserved(function: Callable[..., Any], *args: Any) -> Any:
     """Call a function so that neither the modes nor the tensor classes of a user see it."""
-    functions = torch._C._len_torch_function_stack()
-    if not functions and not torch._C._len_torch_dispatch_stack():
+    functions = _function_modes()
+    if not functions and not _dispatch_modes():
         with torch._C.DisableTorchFunctionSubclass():
             return function(*args)
     with torch._C.DisableTorchFunction() if functions else nullcontext(), _disable_current_modes():

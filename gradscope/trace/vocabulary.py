@@ -23,7 +23,8 @@ STATISTICS: dict[str, str] = {
     "dead_fraction": "share of units whose output was zero on every example of the last 17 to "
     "32 recorded steps, of all of them where there are fewer",
     "variation": "variance / mean square, 0 (all alike) to 1: of an output over the examples, in "
-    "the first three recorded steps and every eighth; of a weight over its units, in the first",
+    "the first three recorded steps, then of what the network returns in every eighth, within it "
+    "in every thirty-second; of a weight over its units, in the first",
     "carried_norm": "norm of the gradient that was there already when backward began",
     "unchanged_fraction": "share of a parameter's elements that the step left bit for bit as is",
 }

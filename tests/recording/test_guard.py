@@ -94,7 +94,7 @@ KERNELS = ("measure", "measure_one", "remember", "change", "dead_units")
 
 TARGETS = [
     *((outputs.ForwardReader, name) for name in (
-        "enter", "saw", "left", "lend", "begin", "end", "_take", "_take_again", "_measure",
+        "enter", "saw", "left", "lend", "begin", "end", "_take", "saw_again", "_measure",
         "_position", "_source", "_root_gradient", "_end_of_backward", "_read_structure",
         "_forget_graph", "failed",
     )),
@@ -102,7 +102,7 @@ TARGETS = [
     *((output_readers.OutputReaders, name) for name in ("of", "_saturation_reader")),
     *((through_time.ThroughTime, name) for name in ("lend", "take")),
     *((outputs, name) for name in ("read_structure", "floating_in", "is_normalisation")),
-    *((calls.ModuleCalls, name) for name in ("attach", "displaced")),
+    (calls.ModuleCalls, "attach"),
     *((scope.Scope, name) for name in (
         "_arm", "_install", "_after_backward", "_before_step", "_after_step", "_end_step",
         "_on_another_pass", "_build_trace",

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import gradscope
-from gradscope.recording.variation import DENSE, EVERY, variation
+from gradscope.recording.variation import EVERY, WITHIN, variation
 
 
 def expected(tensor):
@@ -63,24 +63,24 @@ def test_zeros_have_no_share():
     assert variation(torch.zeros(4, 3)).isnan()
 
 
-def test_taken_in_the_first_steps_and_every_eighth():
-    """Of outputs; of weights, over their units, in the first step alone."""
+def test_taken_in_the_first_steps_and_seldom_later():
+    """Of what is returned in every eighth, within in every 32nd; of weights in the first alone."""
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     weights = model[0].weight.detach().clone()
+    steps = range(WITHIN + EVERY + 1)
     with gradscope.watch(model, optimizer, every=1) as scope:
-        for _ in range(20):
+        for _ in steps:
             optimizer.zero_grad()
             model(torch.randn(16, 4)).square().mean().backward()
             optimizer.step()
     trace = scope.trace()
-    taken = [i for i in range(20) if i < DENSE or i % EVERY == 0]
     tensors, values = trace.series("activation", "variation")
     assert [t.name for t in tensors] == ["0", "1", "2"]
-    assert values[:, 1].isnan().all()  # of an activation inside it is not taken
-    values = values[:, [0, 2]]
-    assert (~values.isnan()).all(1).nonzero().flatten().tolist() == taken
-    assert values.isnan().all(1).sum() == 20 - len(taken)
+    within, inside, returned = (~values.isnan()).T
+    assert not inside.any()  # of an activation inside it is not taken
+    assert returned.nonzero().flatten().tolist() == [0, 1, 2, 8, 16, 24, 32, 40]
+    assert within.nonzero().flatten().tolist() == [0, 1, 2, 32]
     tensors, values = trace.series("weight", "variation")
     first = [t.name for t in tensors].index("0.weight")
     assert values[0, first].item() == pytest.approx(expected(weights), rel=1e-5)

@@ -16,6 +16,11 @@ typedef struct {
     int64_t block; /* of the largest */
 } summary;
 
+typedef struct {
+    double squares; /* of the differences, each computed in the type of the elements */
+    int64_t alike;  /* elements that are the same, bit for bit */
+} difference;
+
 typedef void reduction(const char *data, int64_t numel, summary *found);
 
 typedef struct {
@@ -25,10 +30,10 @@ typedef struct {
     double least_norm, most_norm;
     reduction *summarise;
     reduction *add_squares; /* `squares` alone: half the time where a tensor lies in a cache */
-    /* Sum of the squared differences of two vectors. */
+    /* Adds to `found` how two vectors differ. */
+    void (*compare)(const char *now, const char *before, int64_t length, difference *found);
+    /* Sum of the squared differences where those leave the range of their type. */
     double (*squared_change)(const char *now, const char *before, int64_t length);
-    /* How many elements of two vectors are the same, bit for bit. */
-    int64_t (*count_alike)(const char *now, const char *before, int64_t length);
     /* Norm of elements whose squares leave the range of their type. */
     double (*scaled_norm)(const char *data, int64_t numel, double largest);
     int (*any_nonzero)(const char *data, int64_t numel); /* -0.0 is zero */

@@ -17,10 +17,14 @@ typedef struct {
     BITS largest[LANES], zeros[LANES];
 } OF(lanes);
 
-INLINE BITS OF(pattern)(const char *data, int64_t i) {
+INLINE STORED OF(stored)(const char *data, int64_t i) {
     STORED stored;
     memcpy(&stored, data + i * (int64_t)sizeof stored, sizeof stored);
-    return (BITS)stored << SHIFT;
+    return stored;
+}
+
+INLINE BITS OF(pattern)(const char *data, int64_t i) {
+    return (BITS)OF(stored)(data, i) << SHIFT;
 }
 
 INLINE BITS OF(magnitude)(const char *data, int64_t i) {
@@ -53,9 +57,11 @@ FOR_EACH_CPU static void OF(summarise)(const char *data, int64_t numel, summary 
         int64_t size = numel - at < BLOCK ? numel - at : BLOCK, i = 0;
         BITS before = largest;
         OF(lanes) kept = {{0}, {0}, {0}};
-        for (; i + LANES <= size; i += LANES)
+        for (; i + LANES <= size; i += LANES) {
+            ask_ahead(block + i * (int64_t)sizeof(STORED));
             for (int lane = 0; lane < LANES; lane++)
                 OF(add)(&kept, lane, OF(magnitude)(block, i + lane));
+        }
         for (int lane = 0; i < size; i++, lane++)
             OF(add)(&kept, lane, OF(magnitude)(block, i));
         for (int lane = 0; lane < LANES; lane++) {
@@ -77,11 +83,13 @@ FOR_EACH_CPU static void OF(add_squares)(const char *data, int64_t numel, summar
         const char *block = data + at * (int64_t)sizeof(STORED);
         int64_t size = numel - at < BLOCK ? numel - at : BLOCK, i = 0;
         REAL sum[LANES] = {0};
-        for (; i + LANES <= size; i += LANES)
+        for (; i + LANES <= size; i += LANES) {
+            ask_ahead(block + i * (int64_t)sizeof(STORED));
             for (int lane = 0; lane < LANES; lane++) {
                 REAL value = OF(real)(OF(pattern)(block, i + lane));
                 sum[lane] += value * value;
             }
+        }
         for (int lane = 0; i < size; i++, lane++) {
             REAL value = OF(real)(OF(pattern)(block, i));
             sum[lane] += value * value;
@@ -92,28 +100,39 @@ FOR_EACH_CPU static void OF(add_squares)(const char *data, int64_t numel, summar
     *found = (summary){.squares = squares};
 }
 
-FOR_EACH_CPU static double OF(squared_change)(const char *now, const char *before, int64_t length) {
-    double sum[LANES / 2] = {0}, total = 0;
-    int64_t i = 0;
-    for (; i + LANES / 2 <= length; i += LANES / 2)
-        for (int lane = 0; lane < LANES / 2; lane++) {
-            double change = OF(value)(now, i + lane) - OF(value)(before, i + lane);
-            sum[lane] += change * change;
+FOR_EACH_CPU static void OF(compare)(const char *now, const char *before, int64_t length,
+                                     difference *found) {
+    enum { LINE = LANES / 2 }; /* the shortest runs that are compared have no more */
+    for (int64_t i = 0; i < length;) {
+        int64_t end = length - i < BLOCK ? length : i + BLOCK;
+        REAL sum[LINE] = {0};
+        STORED alike[LINE] = {0}; /* a block brings each lane less than the narrowest holds */
+        for (; i + LINE <= end; i += LINE)
+            for (int lane = 0; lane < LINE; lane++) {
+                STORED a = OF(stored)(now, i + lane), b = OF(stored)(before, i + lane);
+                REAL change = OF(real)((BITS)a << SHIFT) - OF(real)((BITS)b << SHIFT);
+                sum[lane] += change * change;
+                alike[lane] = (STORED)(alike[lane] + (a == b));
+            }
+        for (; i < end; i++) {
+            REAL change = OF(real)(OF(pattern)(now, i)) - OF(real)(OF(pattern)(before, i));
+            sum[0] += change * change;
+            found->alike += OF(stored)(now, i) == OF(stored)(before, i);
         }
-    for (; i < length; i++) {
+        for (int lane = 0; lane < LINE; lane++) {
+            found->squares += sum[lane];
+            found->alike += (int64_t)alike[lane];
+        }
+    }
+}
+
+static double OF(squared_change)(const char *now, const char *before, int64_t length) {
+    double total = 0;
+    for (int64_t i = 0; i < length; i++) {
         double change = OF(value)(now, i) - OF(value)(before, i);
         total += change * change;
     }
-    for (int lane = 0; lane < LANES / 2; lane++)
-        total += sum[lane];
     return total;
-}
-
-FOR_EACH_CPU static int64_t OF(count_alike)(const char *now, const char *before, int64_t length) {
-    int64_t alike = 0;
-    for (int64_t i = 0; i < length; i++)
-        alike += OF(pattern)(now, i) == OF(pattern)(before, i);
-    return alike;
 }
 
 static double OF(scaled_norm)(const char *data, int64_t numel, double largest) {
