@@ -64,7 +64,7 @@ def with_trackio(folder: Path) -> gradscope.Trace:
 
 
 def with_swanlab(folder: Path) -> gradscope.Trace:
-    """SwanLab, offline; `swanlab watch` shows it."""
+    """SwanLab, offline; `swanlab sync` sends it later."""
     import swanlab
 
     swanlab.init(project="gradscope", mode="offline", logdir=str(folder))
