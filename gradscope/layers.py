@@ -84,6 +84,11 @@ def normalises_input(module: nn.Module) -> bool:
     return is_normalisation(module)
 
 
+def has_running_statistics(module: nn.Module) -> bool:
+    """Whether a normalisation uses running statistics where it is in evaluation mode."""
+    return isinstance(module, _BatchOrInstanceNorm) and module.running_mean is not None
+
+
 def subtracts_bias(norm: nn.Module) -> bool:
     """A per-channel constant is removed only by a mean that is taken over one channel alone."""
     if isinstance(norm, nn.GroupNorm):

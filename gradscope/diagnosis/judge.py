@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gradscope.diagnosis.case import Case
+from gradscope.diagnosis.evaluation import evaluation_mode
 from gradscope.diagnosis.folding import folded
 from gradscope.diagnosis.graph import (
     dropout,
@@ -61,6 +62,7 @@ _ONCE = (
     softmax_over_batch,
     unscaled_attention,
     dropout,
+    evaluation_mode,
     no_activation,
     units_alike,
     collapse,

@@ -8,7 +8,7 @@ the host waiting.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -117,6 +117,8 @@ class StatisticsBuffer:
         self.ever: set[int] = set()
         """Columns that were seen in some step, be it one that was thinned out since."""
         self.histograms = histograms
+        self.on_full: Callable[[int], None] | None = None
+        """Called with the step that filled the ring."""
         self._max_steps = max_steps
         self._index: dict[tuple[str, str, str, int, int], int] = {}
         self._areas: dict[torch.device, Area] = {}
@@ -217,6 +219,8 @@ class StatisticsBuffer:
             self._dense_steps.add(step.step)
         if len(self._waiting) == RING:
             self.flush()
+            if self.on_full is not None:
+                self.on_full(step.step)
         else:
             for area in self._areas.values():
                 area.turn(len(self._waiting))

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradscope.layers import has_running_statistics
 from gradscope.nested import tensors_in
 from gradscope.recording import reductions
+from gradscope.recording.modes import Modes
 from gradscope.recording.nodes import ancestors, name_of
 from gradscope.recording.variation import variation
 from gradscope.trace.structure import Mode, ModuleInfo, Softmax, Structure, Summary, Takes
@@ -26,7 +28,17 @@ from gradscope.trace.vocabulary import PASSIVE
 MOST_OPERATIONS = 64
 """Nodes that are named of one module."""
 
-_SETTINGS = ("p", "eps", "momentum", "dim", "num_heads", "num_groups", "negative_slope")
+_SETTINGS = (
+    "p",
+    "drop_prob",
+    "dropout",
+    "eps",
+    "momentum",
+    "dim",
+    "num_heads",
+    "num_groups",
+    "negative_slope",
+)
 """Attributes of modules that are worth a note where they are numbers."""
 
 _MASKED = 64
@@ -46,6 +58,10 @@ class _Note:
     mode: Mode = ""
     given: tuple[Takes, frozenset[int]] = ("", frozenset())
     """What it was given, and the memory that it came in."""
+    settings: dict[str, float] | None = None
+    """Its numbers as it first ran; None until it did."""
+    untouched: Tensor | None = None
+    """Whether running statistics are those of their initialisation, on their device."""
     operations: list[str] = field(default_factory=list)
     drops: float | None = None
     """The largest share that a dropout which it called itself sets to zero."""
@@ -62,12 +78,14 @@ class Notes:
         self._names = {id(module): name for name, module in model.named_modules()}
         self._complete = False
         self._inputs: list[tuple[Summary, Tensor]] = []
+        self.modes = Modes()
         self._begin()
 
     def _begin(self) -> None:
         self._notes: dict[str, _Note] = {}
         self._known: set[Any] = set()
         """Nodes that are some module's already."""
+        self.modes.forget()
 
     def take(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Take notes of one call, its named arguments among the others."""
@@ -84,6 +102,10 @@ class Notes:
         note = self._notes.get(name)
         if note is None:
             note = self._notes[name] = _Note(_mode(), _given(given))
+        if note.settings is None:
+            note.settings = _settings(module)
+            note.untouched = None if module.training else _untouched(module)
+            self.modes.meet(name, module)
         # What feeds a module and is none's yet was computed by the code that called it.
         self._claim(given, name.rpartition(".")[0])
         self._claim(made, name)
@@ -125,9 +147,7 @@ class Notes:
 
     def added(self, structure: Structure) -> Structure:
         """The structure with the notes in it; waits for the device."""
-        model = self._model()
-        modules = dict(model.named_modules()) if model is not None else {}
-        infos = (self._noted(info, modules.get(info.name)) for info in structure.modules)
+        infos = (self._noted(info) for info in structure.modules)
         inputs = (
             dataclasses.replace(summary, mean=mean, std=std, low=low, high=high, variation=varies)
             for summary, numbers in self._inputs
@@ -135,7 +155,7 @@ class Notes:
         )
         return dataclasses.replace(structure, modules=tuple(infos), inputs=tuple(inputs))
 
-    def _noted(self, info: ModuleInfo, module: nn.Module | None) -> ModuleInfo:
+    def _noted(self, info: ModuleInfo) -> ModuleInfo:
         note = self._notes.get(info.name, _Note())
         softmax = note.softmax
         if softmax is not None and note.largest is not None:
@@ -145,8 +165,10 @@ class Notes:
             mode=note.mode,
             takes=note.given[0],
             settings={
-                **({} if module is None else _settings(module)),
+                **(note.settings or {}),
                 **({} if note.drops is None else {"drops": note.drops}),
+                **({} if note.untouched is None else {"untouched": float(note.untouched)}),
+                **self.modes.of(info.name),
             },
             operations=tuple(note.operations),
             softmax=softmax,
@@ -182,8 +204,24 @@ def _settings(module: nn.Module) -> dict[str, float]:
     found = {name: own.get(name, getattr(kind, name, None)) for name in _SETTINGS}
     if isinstance(module, nn.LayerNorm | nn.RMSNorm):
         found["normalized"] = math.prod(module.normalized_shape)
+    if has_running_statistics(module):
+        found["running"] = 1
+    if isinstance(module, nn.RNNBase) and module.num_layers == 1:  # it drops between layers
+        del found["dropout"]
     known = {n: float(value) for n, value in found.items() if isinstance(value, int | float)}
     return {**known, "training": float(module.training)} if known else {}
+
+
+def _untouched(module: nn.Module) -> Tensor | None:
+    """Whether no batch has moved the running statistics of a module; None where it has none."""
+    if not has_running_statistics(module):
+        return None
+    mean, variance = module.running_mean, module.running_var
+    if not isinstance(mean, Tensor) or not isinstance(variance, Tensor):
+        return None
+    if not (reductions.is_readable(mean) and reductions.is_readable(variance)):
+        return None
+    return mean.eq(0).all() & variance.eq(1).all()
 
 
 def _numbers(tensor: Tensor) -> Tensor:

@@ -80,6 +80,7 @@ class Scope:
         self._guard = Guard(self._stand_aside)
         self._loss = LossReader(buffer)
         self._notes = Notes(model)
+        buffer.on_full = self._notes.modes.look
         self._parameters = ParameterReader(model, optimizers, buffer, self._meters)
         self._groups = Groups(model, optimizers)
         self._logged = Logged(buffer.keeps)

@@ -50,8 +50,11 @@ class ModuleInfo:
     takes: Takes = ""
     """What it was given; empty where that is an input of the network, or no tensor."""
     settings: dict[str, float] = field(default_factory=dict)
-    """Numbers that it was built with: ``p`` of a dropout, ``eps`` of a norm, ``training``; and
-    ``drops``, the share that a dropout which it called itself sets to zero."""
+    """Its numbers as it first ran in a recorded pass that was trained on: ``p`` of a dropout,
+    ``eps`` of a norm, ``training``; ``drops``, the share that a dropout which it called itself sets
+    to zero; ``eval_since``, the step from which on it was seen in evaluation mode alone, absent
+    where it was last seen in training mode; ``running`` of a norm that keeps running statistics,
+    ``untouched``, whether these were as they were made where it is in evaluation mode."""
     operations: tuple[str, ...] = ()
     """Autograd nodes that it made itself, not its children, first computed first, such as
     ``ExpBackward0``, ``WhereBackward0``."""
