@@ -67,6 +67,8 @@ class Member:
     optimizer: Callable[[Any], torch.optim.Optimizer] | None = None
     loss: Callable[[Any, Tensor | None], Tensor] = field(default=None)  # type: ignore[assignment]
     note: str = ""
+    finding: str = ""
+    """The kind of the error that must be among those that are found; empty for any."""
 
     @property
     def is_healthy(self) -> bool:
@@ -100,7 +102,9 @@ KINDS: dict[str, Draw] = {}
 """Name of each kind -> its recipe."""
 
 
-def kind(label: str, *more: str) -> Callable[[Callable[[random.Random], dict[str, Any]]], Draw]:
+def kind(
+    label: str, *more: str, finding: str = ""
+) -> Callable[[Callable[[random.Random], dict[str, Any]]], Draw]:
     """Register a recipe that returns the fields of a Member."""
 
     def register(recipe: Callable[[random.Random], dict[str, Any]]) -> Draw:
@@ -108,7 +112,9 @@ def kind(label: str, *more: str) -> Callable[[Callable[[random.Random], dict[str
             fields = recipe(rng)
             inputs, targets = fields.pop("data")
             fields.setdefault("label", frozenset({label, *more}))
-            return Member(recipe.__name__, inputs=inputs, targets=targets, **fields)
+            return Member(
+                recipe.__name__, inputs=inputs, targets=targets, finding=finding, **fields
+            )
 
         KINDS[recipe.__name__] = draw
         return draw
@@ -652,7 +658,7 @@ def rate_too_high(rng):
     }  # fmt: skip
 
 
-@kind("stalled", "vanishing")
+@kind("stalled", finding="updates-too-small")
 def rate_too_low(rng):
     """Steps that no run is long enough for."""
     name = rng.choice(["kaiming_mlp", "kaiming_cnn", "preact_resnet", "pre_ln_transformer"])

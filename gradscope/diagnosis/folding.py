@@ -46,6 +46,7 @@ _EXPLAINED_BY = {
     "non-finite-loss": {"non-finite"},
     "unbounded-loss": {"likelihood-of-logits", "target-range"},
     "updates-too-large": {"target-scale"},
+    "updates-too-small": {"odd-block", "odd-layer", "saturation", "vanishing"},
     "zero-gradient": {
         "collapse",
         "non-finite-loss",

@@ -198,7 +198,7 @@ def _too_small(
         + ("; they grow, as in a warm-up." if rising else "."),
         evidence,
         advice.rate(max(typical), middle, eps=_eps_in_the_way(case, columns)),
-        Verdict.VANISHING if small else None,
+        Verdict.STALLED if small else None,
     )
 
 

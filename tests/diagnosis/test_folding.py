@@ -1,7 +1,11 @@
 """Causes first: what follows from a cause is not told beside it."""
 
 import pytest
+import torch
+from torch import nn
+from torch.nn import functional
 
+from gradscope import diagnose, watch
 from gradscope.diagnosis.folding import folded
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity
 
@@ -17,6 +21,8 @@ def finding(kind, *, since=None, dead=0.8):
     (["disconnected", "no-gradients"], {"disconnected"}),
     (["non-finite", "non-finite-loss"], {"non-finite"}),
     (["likelihood-of-logits", "unbounded-loss", "not-learning"], {"likelihood-of-logits"}),
+    (["vanishing", "updates-too-small"], {"vanishing"}),
+    (["underflow", "updates-too-small"], {"underflow", "updates-too-small"}),
     (["clipped", "dropout-too-large"], {"clipped", "dropout-too-large"}),
 ])  # fmt: skip
 def test_what_follows_is_left_out(found, told):
@@ -31,3 +37,27 @@ def test_dead_units_make_a_collapse_where_nothing_passes():
     whole = folded([finding("collapse"), finding("dead-units", dead=1.0)])
     assert [f.kind for f in part] == ["collapse"]
     assert [f.kind for f in whole] == ["dead-units"]
+
+
+@pytest.mark.parametrize(("activation", "lr", "verdict", "error"), [
+    (nn.Sigmoid, 0.1, "vanishing", "vanishing"), (nn.ReLU, 1e-9, "stalled", "updates-too-small"),
+])  # fmt: skip
+def test_small_steps_come_of_the_gradient_or_of_the_rate(activation, lr, verdict, error):
+    """Sigmoids pass a quarter of it at most, layer by layer: no rate mends that."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(10) for layer in (nn.Linear(16, 16), activation())]
+    model = nn.Sequential(*layers, nn.Linear(16, 4))
+    if activation is nn.ReLU:
+        for layer in layers[::2]:
+            nn.init.kaiming_normal_(layer.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    with watch(model, optimizer, every=1) as scope:
+        for _ in range(12):
+            optimizer.zero_grad()
+            inputs, targets = torch.randn(32, 16), torch.randint(4, (32,))
+            functional.cross_entropy(model(inputs), targets).backward()
+            optimizer.step()
+    diagnosis = diagnose(scope.trace())
+    errors = {f.kind for f in diagnosis.findings if f.severity == "error"}
+    assert (diagnosis.verdict, error in errors) == (verdict, True), str(diagnosis)
+    assert not {"vanishing", "updates-too-small"} <= errors

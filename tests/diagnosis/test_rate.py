@@ -41,11 +41,11 @@ def momentum_at(step, momentum=0.9):
 @pytest.mark.parametrize("steps", [4, 10, 20])
 def test_momentum_is_no_warm_up(steps):
     """Updates that grow at a constant rate are of their final size, which is what is judged."""
-    for final, verdict in ((1e-6, "vanishing"), (1e-3, "healthy")):
+    for final, verdict in ((1e-6, "stalled"), (1e-3, "healthy")):
         updates = [final * momentum_at(i) for i in range(steps)]
         diagnosis, findings = judged(updates, rates=[0.1] * steps, momentum=0.9)
         assert diagnosis.verdict == verdict, str(diagnosis)
-        assert ("updates-too-small" in findings) == (verdict == "vanishing")
+        assert ("updates-too-small" in findings) == (verdict == "stalled")
 
 
 def test_small_steps_of_momentum_that_is_still_building_up():
@@ -63,7 +63,7 @@ def test_a_warm_up_is_a_rate_that_rises():
     assert rising.is_healthy
     assert "warm-up" in findings["updates-too-small"].message
     constant, _ = judged(updates, rates=[1e-6] * 20)
-    assert constant.verdict == "vanishing"
+    assert constant.verdict == "stalled"
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_a_loss_that_only_rattles_under_large_steps():
 def test_a_loss_that_hardly_falls_under_small_steps():
     """Updates of 5e-6 are worth a warning alone; with a flat loss an error, with a falling none."""
     diagnosis, findings = judged([5e-6] * 60, losses=noisy(2.0, 0.0))
-    assert diagnosis.verdict == "vanishing"
+    assert diagnosis.verdict == "stalled"
     assert "hardly falls" in findings["updates-too-small"].message
     assert judged([5e-6] * 60, losses=noisy(2.0, 0.6))[0].is_healthy
     diagnosis, findings = judged([5e-5] * 60, losses=noisy(2.0, 0.0))

@@ -28,13 +28,15 @@ HW5NET = {
 
 
 def judge(members):
-    """[(name, seed, note, right, false alarm, verdict)] of many members."""
+    """[(name, seed, note, right, false alarm, verdict and kinds)] of many members."""
     rows = []
     for name, seed in members:
         member = zoo.draw(name, seed)
-        verdict = diagnose(zoo.watch_member(member)).verdict
+        diagnosis = diagnose(zoo.watch_member(member))
+        verdict, errors = diagnosis.verdict, {f.kind for f in diagnosis.findings if f.verdict}
         alarm = member.is_healthy and verdict in zoo.SICK
-        rows.append((name, seed, member.note, verdict in member.label, alarm, str(verdict)))
+        right = verdict in member.label and (not member.finding or member.finding in errors)
+        rows.append((name, seed, member.note, right, alarm, f"{verdict}: {sorted(errors)}"))
     return rows
 
 
