@@ -11,7 +11,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 HEARTBEAT_S = 10.0
 """How often the owner of a claim says that it is alive."""
@@ -34,10 +37,8 @@ def claimed(root: Path, cell: str) -> Iterator[bool]:
     Yields:
         Whether it is ours now; another process has it else.
     """
-    from filelock import FileLock
-
     path = _path(root, cell)
-    with FileLock(root / ".claims.lock"):
+    with _lock(root):
         mine = not is_claimed(root, cell)
         if mine:
             path.write_text(json.dumps(_owner()))
@@ -55,6 +56,13 @@ def claimed(root: Path, cell: str) -> Iterator[bool]:
         path.unlink(missing_ok=True)
 
 
+def _lock(root: Path) -> FileLock:
+    """To be held while claims are made or removed."""
+    from filelock import FileLock
+
+    return FileLock(root / ".claims.lock")
+
+
 def is_claimed(root: Path, cell: str) -> bool:
     """Whether a process that lives has claimed a cell."""
     path = _path(root, cell)
@@ -70,9 +78,7 @@ def is_claimed(root: Path, cell: str) -> bool:
 
 def sweep(root: Path) -> None:
     """Remove claims whose owners died, and what they had only begun to write."""
-    from filelock import FileLock
-
-    with FileLock(root / ".claims.lock"):  # one that is just being written is no dead one
+    with _lock(root):  # one that is just being written is no dead one
         for path in root.glob(".claim-*"):
             if not is_claimed(root, path.name.removeprefix(".claim-")):
                 path.unlink(missing_ok=True)
