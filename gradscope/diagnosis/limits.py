@@ -162,6 +162,10 @@ BEYOND_RANGE = 0.25
 """Standard deviations of the targets by which one must lie beyond what the output can give: less is
 noise at the bound."""
 
+BEYOND_ON_AVERAGE = 0.1
+"""Share of its range by which targets must lie beyond what the output can give, on average over
+all of them, where only the value of an absolute error and the signs of its gradient are known."""
+
 MIN_LABELS = 16
 """Examples in a batch of three or more classes of which it is no chance that all have one label."""
 

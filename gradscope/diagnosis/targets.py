@@ -28,6 +28,9 @@ def target_range(case: Case) -> Iterator[Finding]:
     for target in _targets(case):
         if told:
             yield from _out_of_range(case, told, target)
+    side = case.structure.loss
+    if told and side is not None and side.sides is not None:
+        yield from _too_far(case, told[0], side.sides)
 
 
 def target_broadcast(case: Case) -> Iterator[Finding]:
@@ -142,14 +145,42 @@ def _out_of_range(case: Case, told: Sequence[str], target: Summary) -> Iterator[
         )
         remedy = "Make the targets 0 and 1: targets.float() of classes 0 and 1, masks over 255."
     else:
-        message = (
-            f"The targets lie outside {bounds}, which is all that the {told[0].lower()} at the "
-            "output of the network can give: it is driven to its bound, where it has no gradient."
-        )
-        remedy = (
-            f"Remove the {told[0].lower()} at the end of the network, or scale the targets to its "
-            "range."
-        )
+        message, remedy = _told(told[0], bounds)
     verdict = Verdict.EXPLODING if probability else Verdict.VANISHING
     where = output_name(case)
     yield Finding("target-range", Severity.ERROR, where, message, evidence, remedy, verdict)
+
+
+def _too_far(case: Case, maker: str, sides: tuple[float, float, float]) -> Iterator[Finding]:
+    """An absolute error larger than that of any targets which the output can give."""
+    low, high = RANGE.get(maker, (-math.inf, math.inf))
+    above, below, most = sides
+    if not math.isfinite(high - low):
+        return
+    beyond = (low * below - high * above) - most
+    if beyond <= limits.BEYOND_ON_AVERAGE * (high - low):
+        return
+    message, remedy = _told(maker, f"[{low:g}, {high:g}]")
+    yield Finding(
+        "target-range",
+        Severity.ERROR,
+        output_name(case),
+        message,
+        {
+            "beyond": Evidence(beyond, "of the output, on average over the targets, at least"),
+            "above": Evidence(above, "share of the outputs with a target above them"),
+        },
+        remedy,
+        Verdict.VANISHING,
+    )
+
+
+def _told(maker: str, bounds: str) -> tuple[str, str]:
+    """Message and remedy for an output that cannot give its targets."""
+    name = maker.lower()
+    message = (
+        f"The targets lie outside {bounds}, which is all that the {name} at the output of the "
+        "network can give: it is driven to its bound, where it has no gradient."
+    )
+    remedy = f"Remove the {name} at the end of the network, or scale the targets to its range."
+    return message, remedy

@@ -21,7 +21,7 @@ from torch import Tensor
 from gradscope.recording import reductions
 from gradscope.recording.buffer import META, StatisticsBuffer
 from gradscope.recording.nodes import ancestors, name_of
-from gradscope.recording.targets import Rows, compared
+from gradscope.recording.targets import Rows, compared, sides
 from gradscope.trace.structure import LossSide
 from gradscope.trace.table import RecordedStep
 from gradscope.trace.vocabulary import PASSIVE
@@ -114,7 +114,8 @@ class LossReader:
         if step is None or step.loss is None or first.rows is None:
             return side
         targets, constant = compared(operations, first.rows, step.loss, step.loss_scale)
-        return dataclasses.replace(side, targets=targets, constant=constant)
+        around = sides(operations, first.rows, step.loss, step.loss_scale)
+        return dataclasses.replace(side, targets=targets, constant=constant, sides=around)
 
 
 def _running() -> Tensor | None:

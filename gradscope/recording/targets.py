@@ -26,10 +26,21 @@ SQUARED = (
 CROSS_ENTROPY = (("LogSoftmaxBackward0", "NllLossBackward0"),)
 LOGISTIC = (("BinaryCrossEntropyWithLogitsBackward0",),)
 BINARY = (("BinaryCrossEntropyBackward0",),)
+ABSOLUTE = (
+    ("SubBackward0", "AbsBackward0", "MeanBackward0"),
+    ("SubBackward0", "AbsBackward0", "SumBackward0"),
+    ("RsubBackward1", "AbsBackward0", "MeanBackward0"),
+    ("SmoothL1LossBackward0",),
+    ("HuberLossBackward0",),
+)
 
 COMPLETE, SAMPLED = 0.02, 0.3
 """By how much the loss of the rows at hand may differ from the loss, where they are all of them,
 and where they are a sample."""
+
+BOUND = 0.01
+"""By how much the largest gradient of an absolute error may differ from its bound: half precision
+rounds by 0.004."""
 
 
 @dataclass(slots=True)
@@ -104,6 +115,41 @@ def compared(
                 constant = price(_constant(target, price), target).mean().item() * whole
                 return (_summary(target, rows.shape),), constant
     return unknown
+
+
+def sides(
+    operations: tuple[str, ...], rows: Rows, loss: float, scale: float
+) -> tuple[float, float, float] | None:
+    """On which side of the outputs the targets of an absolute error lie, and how far at least.
+
+    Its gradient tells the side alone, its value the mean distance. A smooth or Huber loss is no
+    larger than the distance where its gradient has the bound of an absolute error.
+
+    Args:
+        operations: nodes from the output to the loss, that which made the output among them.
+        rows: of the output and its gradient.
+        loss: its value.
+        scale: factor on the gradient from loss scaling.
+
+    Returns:
+        Shares of the outputs with a target above and below them; the most that the mean of the
+        targets can be where those above count as negative. None where the loss is another one.
+    """
+    told = tuple(name for name in operations if name not in PASSIVE)
+    known = any(told[-len(pattern) :] == pattern for pattern in ABSOLUTE)
+    if not known or rows.gradient is None or not math.isfinite(loss):
+        return None
+    value = rows.values.double().cpu()
+    grad = rows.gradient.double().cpu() / scale
+    if not (value.isfinite().all() and grad.isfinite().all()):
+        return None
+    largest, numel = grad.abs().max().item(), math.prod(rows.shape)
+    for times, whole in ((numel, 1), (1, numel)):  # reduced by the mean, by the sum
+        if abs(largest * times - 1) <= BOUND:
+            share = 1 - (COMPLETE if rows.stride == 1 else SAMPLED)
+            signed = (grad.sign() * value).mean().item() - share * loss / whole
+            return (grad < 0).double().mean().item(), (grad > 0).double().mean().item(), signed
+    return None
 
 
 def _square(value: Tensor, target: Tensor) -> Tensor:

@@ -112,6 +112,10 @@ class LossSide:
     recorded step; NaN where unknown."""
     outputs: int = 0
     """How many outputs of the network it was computed from; 0 where unknown."""
+    sides: tuple[float, float, float] | None = None
+    """Of an absolute error: the shares of the outputs with a target above and below them, and the
+    most that the mean of the targets can be where those above count as negative; None for others.
+    """
     stretched: bool = False
     """Whether one output for each of n examples, (n,) or (n, 1), was stretched to (n, n)."""
 

@@ -8,7 +8,7 @@ from casebook import Trained, clouds, curve, mlp, run, supervised
 from torch import nn
 from torch.nn import functional
 
-from gradscope import diagnose
+from gradscope import diagnose, watch
 
 
 def kinds(trained):
@@ -109,3 +109,50 @@ def test_a_loss_without_a_bound_is_told_from_a_density():
     assert math.log(0.01) + 0.5 < 0
     loss = supervised(density, likelihood, draw)
     assert "unbounded-loss" not in kinds(Trained(density, loss, steps=150, lr=1e-2))
+
+
+def absolute(output, targets, loss):
+    """The findings on a small network with a bounded output, trained on these targets."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 1), output)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with watch(model, optimizer, every=1) as scope:
+        for _ in range(6):
+            optimizer.zero_grad()
+            loss(model(torch.randn(64, 8)), targets(64)).backward()
+            optimizer.step()
+    diagnosis = diagnose(scope.trace())
+    return diagnosis, {finding.kind: finding for finding in diagnosis.findings}
+
+
+ABSOLUTE = (functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
+
+
+@pytest.mark.parametrize("loss", ABSOLUTE)
+@pytest.mark.parametrize(("output", "targets"), [
+    (nn.Sigmoid(), lambda n: 10 * torch.rand(n, 1)),
+    (nn.Sigmoid(), lambda n: -5 - torch.rand(n, 1)),
+    (nn.Tanh(), lambda n: 5 * torch.randn(n, 1)),
+])  # fmt: skip
+def test_an_absolute_error_that_no_target_in_range_can_make(output, targets, loss):
+    """Targets far above, below and on both sides of what the output gives."""
+    diagnosis, findings = absolute(output, targets, loss)
+    assert diagnosis.verdict == "vanishing"
+    assert (findings["target-range"].severity, findings["target-range"].where) == ("error", "3")
+    assert type(output).__name__.lower() in findings["target-range"].remedy
+
+
+@pytest.mark.parametrize("loss", ABSOLUTE)
+@pytest.mark.parametrize(("output", "targets"), [
+    (nn.Sigmoid(), lambda n: torch.rand(n, 1)),
+    (nn.Sigmoid(), lambda n: torch.rand(n, 1).round()),  # as far as the range goes
+    (nn.Sigmoid(), lambda n: torch.ones(n, 1)),
+    (nn.Sigmoid(), lambda n: torch.rand(n, 1).round() + 0.05 * torch.randn(n, 1)),
+    (nn.Tanh(), lambda n: torch.randn(n, 1).sign()),
+    (nn.Identity(), lambda n: 10 * torch.rand(n, 1)),
+])  # fmt: skip
+def test_an_absolute_error_within_reach(output, targets, loss):
+    """Not a word, also where every target lies at the bound."""
+    diagnosis, findings = absolute(output, targets, loss)
+    assert diagnosis.is_healthy, str(diagnosis)
+    assert "target-range" not in findings

@@ -212,6 +212,55 @@ def test_targets_of_a_squared_error(loss, reduction):
     )
 
 
+def by_hand(out, y, reduction):
+    """The target first."""
+    return getattr((y - out).abs(), reduction)()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("loss", [functional.l1_loss, by_hand])
+def test_sides_of_an_absolute_error(loss, reduction):
+    """Against numpy on the outputs and the targets themselves, less two hundredths of the loss."""
+    model, x, y = regression(out=3)
+    with torch.no_grad():
+        out, true = model(x).numpy().astype(np.float64), y.numpy().astype(np.float64)
+    trace, _ = recorded(model, lambda: loss(model(x), y, reduction=reduction), steps=2)
+    above, below, most = trace.structure.loss.sides
+    assert (above, below) == ((true > out).mean(), (true < out).mean())
+    signed = np.where(true > out, -true, true).mean()
+    assert most == pytest.approx(signed + 0.02 * np.abs(out - true).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("loss", [functional.smooth_l1_loss, functional.huber_loss])
+def test_sides_where_a_smooth_error_has_its_bound(loss):
+    """A bound on the mean, above the true one; where all are near, nothing is claimed."""
+    model, x, y = regression(out=3)
+    far = y + 5
+    trace, _ = recorded(model, lambda: loss(model(x), far), steps=1)
+    above, _, most = trace.structure.loss.sides
+    assert above > 0.9
+    with torch.no_grad():
+        signed = torch.where(far > model(x), -far, far).mean().item()
+    assert signed - 1e-4 <= most <= signed + 1.5
+    near = model(x).detach() + 0.1
+    trace, _ = recorded(model, lambda: loss(model(x), near), steps=1)
+    assert trace.structure.loss.sides is None
+
+
+@pytest.mark.parametrize("loss", [
+    lambda o, y: 0.5 * functional.l1_loss(o, y),
+    lambda o, y: functional.l1_loss(o * 2, y),
+    lambda o, y: functional.l1_loss(o[:8], y[:8]),
+    lambda o, y: functional.l1_loss(o, y) + o.square().mean(),
+    functional.mse_loss,
+])  # fmt: skip
+def test_of_other_losses_no_sides_are_claimed(loss):
+    """A factor, a part of the output, a penalty."""
+    model, x, y = regression(out=3)
+    trace, _ = recorded(model, lambda: loss(model(x), y), steps=1)
+    assert trace.structure.loss.sides is None
+
+
 @pytest.mark.parametrize("logits", [True, False])
 def test_targets_of_a_binary_cross_entropy(logits):
     """With logits and without; the constant prediction has the entropy of the frequencies."""
