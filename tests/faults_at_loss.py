@@ -96,6 +96,16 @@ def sigmoid_output_for_digits(seed: int, mended: bool) -> Trained:
 
 
 @sick
+def absolute_error_of_digits_and_a_sigmoid(seed: int, mended: bool) -> Trained:
+    """The same with an absolute error, whose gradient tells nothing of the targets but the side."""
+    draw = clouds(seed, 10)
+    model = mlp(16, 1, nn.Sigmoid())
+    scale = 1 / 9 if mended else 1.0
+    loss = supervised(model, lambda o, y: functional.l1_loss(o.squeeze(1), scale * y.float()), draw)
+    return Trained(model, loss, ("target-range",), "5", "sigmoid|scale the targets")
+
+
+@sick
 def relu_output_for_signed_targets(seed: int, mended: bool) -> Trained:
     """Targets on both sides of zero for an output above it."""
     draw = curve(seed)

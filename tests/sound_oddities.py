@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from casebook import Trained, clouds, curve, drawn, mlp, sound, supervised
@@ -380,3 +381,50 @@ def momentum_teacher(seed: int) -> Trained:
                 teacher.lerp_(student, 0.01)
 
     return Trained(model, value, again=follow)
+
+
+def images_of_four_classes(seed: int) -> Callable[[], tuple[Tensor, ...]]:
+    """Batches of small images, each class brighter in a channel or darker."""
+    torch.manual_seed(seed)
+    x, y = torch.randn(256, 3, 8, 8), torch.randint(4, (256,))
+    x[torch.arange(256), y % 3] += 1.5 * (1 - 2 * (y[:, None, None] // 3))
+    return drawn(seed, x, y)
+
+
+def normed(width: int = 16) -> nn.Sequential:
+    """Two convolutions with batch norm, a dropout, and a head, which saw some batches."""
+    model = nn.Sequential(
+        nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.Conv2d(width, width, 3), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.1), nn.Linear(width, 4),
+    )  # fmt: skip
+    with torch.no_grad():
+        for _ in range(30):
+            model(torch.randn(32, 3, 8, 8))
+    return model
+
+
+@sound
+def frozen_batch_norm(seed: int) -> Trained:
+    """The recipe of fine-tuning: norms alone are in evaluation mode."""
+    draw, model = images_of_four_classes(seed), normed()
+    for module in model:
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    return Trained(model, supervised(model, functional.cross_entropy, draw))
+
+
+@sound
+def head_on_a_network_in_evaluation_mode(seed: int) -> Trained:
+    """Fixed features: all is in evaluation mode and the head alone is trained."""
+    draw, model = images_of_four_classes(seed), normed().eval()
+    for parameter in model[:-1].parameters():
+        parameter.requires_grad_(False)
+    return Trained(model, supervised(model, functional.cross_entropy, draw), lr=1e-2)
+
+
+@sound
+def trained_in_evaluation_mode(seed: int) -> Trained:
+    """As a loaded network is: a warning, and well all the same."""
+    draw, model = images_of_four_classes(seed), normed().eval()
+    return Trained(model, supervised(model, functional.cross_entropy, draw))
