@@ -34,6 +34,7 @@ from gradscope.diagnosis.units import dead_units, saturation
 from gradscope.diagnosis.variation import collapse, units_alike
 from gradscope.diagnosis.verdict import Diagnosis, decide
 from gradscope.diagnosis.zeros import zero_gradients
+from gradscope.errors import TraceError
 from gradscope.trace.table import Trace
 
 _ONCE = (
@@ -97,9 +98,17 @@ def diagnose(trace: Trace) -> Diagnosis:
         The verdict with its findings, worst first; each names where, since when, the numbers and a
         remedy.
 
+    Raises:
+        TraceError: it is no trace.
+
     Example:
         >>> print(gradscope.diagnose(trace))  # doctest: +SKIP
     """
+    if not isinstance(trace, Trace):
+        raise TraceError(
+            f"diagnose() needs a gradscope.Trace, got {type(trace).__name__}; give scope.trace() "
+            "or Trace.load(path)"
+        )
     case = Case(trace)
     once = [finding for symptom in _ONCE for finding in symptom(case)]
     return decide(folded([*once, *Timeline(case, _OVER_TIME).findings()]), rests_on(case))

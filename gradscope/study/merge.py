@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -49,7 +49,7 @@ def gather(source: Source) -> Gathered:
         source: several traces may have names; else they are called before and after, or numbered.
 
     Raises:
-        ConfigError: nothing was given, or traces and studies together.
+        ConfigError: neither a trace nor a study was given, or traces and studies together.
     """
     if isinstance(source, Trace):
         name = _network(source)
@@ -57,8 +57,13 @@ def gather(source: Source) -> Gathered:
         return Gathered(Study(name, {}, (cell,)), "trace", {name: source})
     if isinstance(source, Study):
         return Gathered(source, "study")
-    if isinstance(source, Mapping):
+    if isinstance(source, Mapping) and all(isinstance(each, Trace) for each in source.values()):
         return _of_traces(dict(source))
+    if isinstance(source, str | Mapping) or not isinstance(source, Iterable):
+        raise ConfigError(
+            f"nothing to draw in a {type(source).__name__}: give a trace, such as scope.trace() or "
+            "Trace.load(path), or a study, or several of one of them"
+        )
     every: list[Any] = list(source)
     if len(every) == 1:
         return gather(every[0])

@@ -8,6 +8,7 @@ import zoo
 from handwritten import Net
 
 import gradscope
+from gradscope.errors import TraceError
 
 
 def test_level_chain_is_healthy():
@@ -16,6 +17,14 @@ def test_level_chain_is_healthy():
     assert diagnosis.verdict == "healthy"
     assert diagnosis.is_healthy
     assert findings == {}
+
+
+def test_what_is_no_trace_is_refused():
+    """A scope in the place of its trace, as a beginner gives it: one line with the mend."""
+    scope = gradscope.watch(torch.nn.Linear(1, 1))
+    scope.close()
+    with pytest.raises(TraceError, match=r"got Scope; give scope\.trace\(\)"):
+        gradscope.diagnose(scope)
 
 
 @contextmanager

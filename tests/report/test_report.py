@@ -7,8 +7,10 @@ import re
 
 import pandas as pd
 import pytest
+import torch
 from handwritten import Net
 
+import gradscope
 from gradscope.errors import ConfigError
 from gradscope.report.write import charts, load, write_report
 from gradscope.study import merge
@@ -257,6 +259,17 @@ def test_bad_targets_are_refused(studies, tmp_path):
         write_report(studies.make_trace(0), tmp_path)
     with pytest.raises(ConfigError, match="has no cells"):
         write_report(Study("empty", {}, ()), tmp_path / "x.html")
+
+
+def test_what_is_no_trace_is_refused(tmp_path):
+    """A scope for its trace, a path, nothing: one line that says what would be right."""
+    scope = gradscope.watch(torch.nn.Linear(1, 1))
+    scope.close()
+    for given, kind in ((scope, "Scope"), ("run.parquet", "str"), ({"a": scope}, "dict")):
+        with pytest.raises(ConfigError, match=rf"nothing to draw in a {kind}: .*scope\.trace\(\)"):
+            write_report(given, tmp_path / "x.html")
+    with pytest.raises(ConfigError, match="nothing to compare"):
+        write_report([], tmp_path / "x.html")
 
 
 def test_command_draws_a_recorded_trace(studies, tmp_path):
