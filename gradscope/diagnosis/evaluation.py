@@ -47,7 +47,8 @@ def evaluation_mode(case: Case) -> Iterator[Finding]:
             text
             for text, holds in (
                 ("dropout drops nothing", len(off) > len(norms)),
-                ("batch norm does not use the batch", norms),
+                ("batch norm does not use the batch", len(norms) > fresh),
+                ("batch norm normalises nothing, as its running statistics are untouched", fresh),
             )
             if holds
         )

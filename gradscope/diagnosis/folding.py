@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 from gradscope.diagnosis import limits
@@ -16,7 +17,13 @@ _WHOLE_LAYER = "a layer that is wholly dead"
 all examples have come to look alike."""
 
 _EXPLAINED_BY = {
-    "collapse": {_WHOLE_LAYER, "gradients-accumulate", "non-finite", _FROM_THE_START},
+    "collapse": {
+        _WHOLE_LAYER,
+        "evaluation-mode",
+        "gradients-accumulate",
+        "non-finite",
+        _FROM_THE_START,
+    },
     "large-logits": {
         "exploding-forward",
         "input-scale",
@@ -25,11 +32,12 @@ _EXPLAINED_BY = {
         "updates-too-large",
         "updates-too-small",
     },
-    "masked-decay": {"collapse"},
-    "vanishing": {"collapse"},
+    "masked-decay": {"collapse", "evaluation-mode"},
+    "vanishing": {"collapse", "evaluation-mode"},
     "constant-output": {
         "constant-input",
         "dead-units",
+        "evaluation-mode",
         "input-scale",
         "non-finite",
         "norm-of-one",
@@ -40,13 +48,13 @@ _EXPLAINED_BY = {
         "zero-gradient",
     },
     "dead-units": {"collapse", "target-scale"},
-    "exploding-backward": {"target-scale"},
-    "exploding-forward": {"target-scale", "unbounded-loss"},
+    "exploding-backward": {"evaluation-mode", "target-scale"},
+    "exploding-forward": {"evaluation-mode", "target-scale", "unbounded-loss"},
     "no-gradients": {"disconnected"},
     "non-finite-loss": {"non-finite"},
     "unbounded-loss": {"likelihood-of-logits", "target-range"},
     "updates-too-large": {"target-scale"},
-    "updates-too-small": {"odd-block", "odd-layer", "saturation", "vanishing"},
+    "updates-too-small": {"evaluation-mode", "odd-block", "odd-layer", "saturation", "vanishing"},
     "zero-gradient": {
         "collapse",
         "non-finite-loss",
@@ -57,10 +65,13 @@ _EXPLAINED_BY = {
 }
 """Kind -> the errors that make it."""
 
+_WITHOUT_NORM = ("vanishing", "exploding-backward", "exploding-forward", "collapse")
+"""What becomes of a network whose batch norm normalises nothing: then that is the error."""
+
 
 def folded(findings: Iterable[Finding]) -> list[Finding]:
     """The findings without those that an error among them explains."""
-    found = list(findings)
+    found = _blamed(list(findings))
     errors = {finding.kind for finding in found if finding.severity is Severity.ERROR}
     if any(f.kind == "vanishing" and f.kind in errors and not f.since for f in found):
         errors.add(_FROM_THE_START)
@@ -77,3 +88,20 @@ def folded(findings: Iterable[Finding]) -> list[Finding]:
             or (finding.kind == "not-learning" and errors - {"not-learning"})
         )
     ]
+
+
+def _blamed(found: list[Finding]) -> list[Finding]:
+    """The same, where norms that normalise nothing are the error if one follows from that."""
+    follows = [f for f in found if f.kind in _WITHOUT_NORM and f.severity is Severity.ERROR]
+    return [
+        dataclasses.replace(f, severity=Severity.ERROR, verdict=follows[0].verdict)
+        if follows and f.kind == "evaluation-mode" and _has_idle_norms(f)
+        else f
+        for f in found
+    ]
+
+
+def _has_idle_norms(finding: Finding) -> bool:
+    """Whether no batch has moved the running statistics of half of its norms or more."""
+    norms, idle = (finding.evidence.get(name) for name in ("running statistics", "untouched"))
+    return norms is not None and idle is not None and 2 * idle.value >= norms.value

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from gradscope import diagnose, watch
 from gradscope.diagnosis.folding import folded
-from gradscope.diagnosis.verdict import Evidence, Finding, Severity
+from gradscope.diagnosis.verdict import Evidence, Finding, Severity, Verdict
 
 
 def finding(kind, *, since=None, dead=0.8):
@@ -37,6 +37,24 @@ def test_dead_units_make_a_collapse_where_nothing_passes():
     whole = folded([finding("collapse"), finding("dead-units", dead=1.0)])
     assert [f.kind for f in part] == ["collapse"]
     assert [f.kind for f in whole] == ["dead-units"]
+
+
+@pytest.mark.parametrize(("norms", "untouched", "told"), [
+    (4, 4, {"evaluation-mode": "error"}),
+    (4, 1, {"evaluation-mode": "warning", "vanishing": "error"}),
+    (4, 0, {"evaluation-mode": "warning", "vanishing": "error"}),
+    (0, 0, {"evaluation-mode": "warning", "vanishing": "error"}),
+])  # fmt: skip
+def test_norms_that_normalise_nothing_are_the_cause(norms, untouched, told):
+    """Most of them; dropout that is switched off, or norms that were trained, make no decay."""
+    numbers = {"running statistics": norms, "untouched": untouched}
+    evidence = {name: Evidence(n, "modules") for name, n in numbers.items() if n}
+    mode = Finding("evaluation-mode", Severity.WARNING, "(root)", "so it is", evidence)
+    decay = Finding("vanishing", Severity.ERROR, "", "", verdict=Verdict.VANISHING)
+    found = folded([decay, mode])
+    assert {f.kind: f.severity for f in found} == told
+    assert {f.verdict for f in found if f.severity == "error"} == {Verdict.VANISHING}
+    assert folded([mode]) == [mode]
 
 
 @pytest.mark.parametrize(("activation", "lr", "verdict", "error"), [
