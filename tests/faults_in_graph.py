@@ -105,6 +105,20 @@ def dropout_of_nearly_all(seed: int, mended: bool) -> Trained:
 
 
 @sick
+def batch_norm_in_evaluation_mode(seed: int, mended: bool) -> Trained:
+    """Trained from scratch without model.train(): the running statistics are never moved."""
+    draw = clouds(seed, size=64)
+    inner = [
+        layer
+        for i in range(12)
+        for layer in (nn.Linear(48 if i else 16, 48), nn.BatchNorm1d(48), nn.ReLU())
+    ]
+    model = nn.Sequential(*inner, nn.Linear(48, 5)).train(mended)
+    loss = supervised(model, functional.cross_entropy, draw)
+    return Trained(model, loss, ("evaluation-mode",), "root", r"model\.train", lr=1e-3)
+
+
+@sick
 def saturated_for_good(seed: int, mended: bool) -> Trained:
     """Weights forty times too large in front of tanh."""
     draw = clouds(seed)

@@ -66,7 +66,8 @@ _EXPLAINED_BY = {
 """Kind -> the errors that make it."""
 
 _WITHOUT_NORM = ("vanishing", "exploding-backward", "exploding-forward", "collapse")
-"""What becomes of a network whose batch norm normalises nothing: then that is the error."""
+"""What becomes of a network whose batch norm normalises nothing: then that is the error, and speaks
+for the verdict of the first of these."""
 
 
 def folded(findings: Iterable[Finding]) -> list[Finding]:
@@ -93,6 +94,7 @@ def folded(findings: Iterable[Finding]) -> list[Finding]:
 def _blamed(found: list[Finding]) -> list[Finding]:
     """The same, where norms that normalise nothing are the error if one follows from that."""
     follows = [f for f in found if f.kind in _WITHOUT_NORM and f.severity is Severity.ERROR]
+    follows.sort(key=lambda f: _WITHOUT_NORM.index(f.kind))
     return [
         dataclasses.replace(f, severity=Severity.ERROR, verdict=follows[0].verdict)
         if follows and f.kind == "evaluation-mode" and _has_idle_norms(f)

@@ -55,6 +55,10 @@ def test_norms_that_normalise_nothing_are_the_cause(norms, untouched, told):
     assert {f.kind: f.severity for f in found} == told
     assert {f.verdict for f in found if f.severity == "error"} == {Verdict.VANISHING}
     assert folded([mode]) == [mode]
+    collapse = Finding("collapse", Severity.ERROR, "", "", verdict=Verdict.DEAD)
+    if told == {"evaluation-mode": "error"}:  # a collapse follows from a decay
+        assert [f.verdict for f in folded([collapse, decay, mode])] == [Verdict.VANISHING]
+        assert [f.verdict for f in folded([collapse, mode])] == [Verdict.DEAD]
 
 
 @pytest.mark.parametrize(("activation", "lr", "verdict", "error"), [
