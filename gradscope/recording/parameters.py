@@ -108,7 +108,8 @@ class ParameterReader:
 
         One that is gone is left out, as the optimizer leaves its parameter out. Where all are, a
         zero_grad() stands between backward and the step, and they are recorded as the zeros that
-        they have become.
+        they have become; where no optimizer is known, they were consumed by hand before, as the
+        pass left them.
         """
         gone = [i for i, p in enumerate(self._parameters) if p.grad is None]
         by_any = set[int]().union(*(stepped_by(each) for each in self._optimizers))
@@ -116,8 +117,9 @@ class ParameterReader:
         gone = [i for i in gone if mine is None or id(self._parameters[i]) in mine]
         seen = [i for i, column in enumerate(self._columns) if column and self._was_seen(column)]
         left = [i for i in seen if mine is None or id(self._parameters[i]) in mine]
-        if optimizer is not None and left and set(left) <= set(gone):
-            self._put_zeros(left)
+        if left and set(left) <= set(gone):
+            if optimizer is not None:
+                self._put_zeros(left)
         else:
             for i in gone:
                 self._buffer.numel[self._columns[i]] = UNSEEN

@@ -121,3 +121,23 @@ def test_a_gradient_emptied_before_the_step_is_recorded_as_zero(to_none):
     assert table.norm.tolist() == table.abs_max.tolist() == [0.0] * 3
     assert table.zero_fraction.tolist() == [1.0] * 3
     assert table.unclipped_norm.tolist() == pytest.approx(made, rel=1e-5)
+
+
+def test_a_gradient_emptied_by_hand_before_the_step_ends_is_recorded_as_it_was():
+    """No optimizer: it moved the weights and was emptied, and then scope.step(); no cut is told."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    made = []
+    with gradscope.watch(model, every=1) as scope:
+        for _ in range(3):
+            model(torch.randn(5, 3)).square().sum().backward()
+            for parameter in model.parameters():
+                made.append(float(parameter.grad.norm()))
+                parameter.data.sub_(parameter.grad, alpha=0.01)
+            model.zero_grad()
+            scope.step()
+    trace = scope.trace()
+    table = trace.to_pandas().query("kind == 'weight'")
+    assert table.step.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert table.norm.tolist() == pytest.approx(made, rel=1e-5)
+    assert gradscope.diagnose(trace).verdict != "disconnected"
