@@ -25,7 +25,9 @@ class Judging:
     def __init__(self, on_finding: Callable[[Any], Any] | None, follow: Follow) -> None:
         self.verdict: float | None = None
         """The last one as a number; None before the first."""
-        self._listener = Listener("on_finding", on_finding) if on_finding is not None else None
+        self._listener = (
+            Listener("on_finding", on_finding, "print") if on_finding is not None else None
+        )
         self._follow = follow
         self._ration = Ration()
         self._failed = False

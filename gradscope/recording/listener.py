@@ -12,11 +12,11 @@ from gradscope.recording.guard import say
 class Listener:
     """Somebody's function; one that raises is warned about and called no more."""
 
-    def __init__(self, argument: str, function: Callable[..., Any]) -> None:
+    def __init__(self, argument: str, function: Callable[..., Any], such_as: str) -> None:
         if not callable(function):
             raise RecorderError(
                 f"{argument} must be a function, got {type(function).__name__}; "
-                "give one such as wandb.log"
+                f"give one such as {such_as}"
             )
         self._argument = argument
         self._function: Callable[..., Any] | None = function

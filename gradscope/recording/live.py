@@ -35,7 +35,7 @@ class Live:
     def __init__(
         self, log: Log | None, detail: Detail, judging: Judging | None, saving: Saving | None
     ) -> None:
-        self._log = Listener("log", log) if log is not None else None
+        self._log = Listener("log", log, "wandb.log") if log is not None else None
         self._judging = judging
         self._saving = saving
         self._readable = Readable(detail)

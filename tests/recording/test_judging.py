@@ -120,5 +120,7 @@ def test_a_fault_of_the_diagnosis_ends_the_diagnosis_alone(monkeypatch):
 
 def test_what_is_no_function_is_refused():
     """In one line."""
-    with pytest.raises(RecorderError, match="on_finding must be a function, got str"):
+    with pytest.raises(
+        RecorderError, match="on_finding must be a function, got str; give one such as print"
+    ):
         train(on_finding="slack")
