@@ -1,11 +1,8 @@
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
 
 from torch import Tensor
 
 from gradscope.recording.buffer import Area
-
-Sample: TypeAlias = tuple[int, int, int, int, Tensor]
 
 def configure(tensor: type, parameter: type, exchange: object, calls: int, /) -> None: ...
 def measure(
@@ -28,7 +25,7 @@ def remember(
     area: Area,
     columns: list[int],
     tensors: list[Tensor],
-    samples: list[Sample],
+    samples: list[bytearray],
     place: int,
     /,
 ) -> list[int]: ...
@@ -36,7 +33,7 @@ def change(
     area: Area,
     columns: list[int],
     tensors: list[Tensor],
-    samples: list[Sample],
+    samples: list[bytearray],
     place: int,
     /,
 ) -> list[int]: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import struct
 from collections.abc import Callable
 
 import torch
@@ -25,7 +26,7 @@ class HostMeter:
     def __init__(self, device: torch.device, buffer: StatisticsBuffer) -> None:
         self._device = device
         self._buffer = buffer
-        self._samples: dict[int, _Sample] = {}
+        self._samples: dict[int, bytearray] = {}
 
     def output_reader(self, column: int, *, norm_only: bool) -> Reader:
         """Make what takes the statistics of an output of a module."""
@@ -67,9 +68,9 @@ class HostMeter:
         """Remember samples of the weights to compare with after the step, and take their norms."""
         for column, tensor in zip(columns, tensors, strict=True):
             if column not in self._samples:
-                self._samples[column] = _Sample(_converted(tensor))
+                self._samples[column] = _room(_converted(tensor))
         for i, tensor in self._compare(kernels.compiled.remember, columns, tensors, "weight_norm"):
-            self._samples[columns[i]] = _Sample(tensor)  # it has another size or dtype now
+            self._samples[columns[i]] = _room(tensor)  # it has another size or dtype now
             self._compare(kernels.compiled.remember, [columns[i]], [tensor], "weight_norm")
 
     def updates(self, columns: list[int], tensors: list[Tensor], *, thorough: bool = True) -> None:
@@ -91,7 +92,7 @@ class HostMeter:
     ) -> list[tuple[int, Tensor]]:
         """Run a kernel over samples; the tensors that do not fit theirs, with their indices."""
         area, place = self._area(max(columns)), PLACE[name]
-        samples = [self._samples[c].place for c in columns]
+        samples = [self._samples[c] for c in columns]
         left = kernel(area, columns, tensors, samples, place)
         converted = [(i, _converted(tensors[i])) for i in left]
         return [
@@ -114,16 +115,11 @@ def _cannot_read(tensor: Tensor) -> None:
     del tensor
 
 
-class _Sample:
-    """Room for the runs of one parameter that are compared with those after the step."""
-
-    __slots__ = ("place",)
-
-    def __init__(self, vector: Tensor) -> None:
-        numel = vector.numel()
-        length, stride, n = reductions.runs_for(numel)
-        before = torch.empty(length * n, dtype=vector.dtype, device="cpu")
-        self.place = (length, stride, n, numel, before)
+def _room(vector: Tensor) -> bytearray:
+    """What the kernels compare a parameter by: which runs of it, and room for a copy of them."""
+    numel, size = vector.numel(), vector.element_size()  # the size tells the dtypes of `READ` apart
+    length, stride, n = reductions.runs_for(numel)
+    return bytearray(struct.pack("5q", length, stride, n, numel, size)) + bytes(length * n * size)
 
 
 def _converted(tensor: Tensor) -> Tensor:

@@ -318,11 +318,13 @@ class Scope:
                     self._parameters.remember_weights()
                 first = False
 
-        guarded = self._guard.wrap("before the optimizer's step", measure)
-        with_closure = before_it_is_used((args, kwargs), guarded)
-        if with_closure is None:
-            measure()
-        return with_closure
+        if len(args) > 1 or kwargs:
+            guarded = self._guard.wrap("before the optimizer's step", measure)
+            with_closure = before_it_is_used((args, kwargs), guarded)
+            if with_closure is not None:
+                return with_closure
+        measure()
+        return None
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         del args, kwargs

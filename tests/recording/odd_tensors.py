@@ -12,6 +12,7 @@ import contextlib
 import gc
 import importlib.util
 import math
+import struct
 import sys
 import threading
 
@@ -230,7 +231,11 @@ def wrong_arguments():
     """Any argument of any kernel replaced by something else is an error, or does no harm."""
     _, buffer, (column,) = made()
     area, tensor = buffer.area(CPU, column), torch.ones(4)
-    sample = (4, 4, 1, 4, torch.empty(4))
+
+    def room(*numbers, size=4):
+        return bytearray(struct.pack("5q", *numbers, size)) + bytes(16)
+
+    sample = room(4, 4, 1, 4)
     right = {
         "measure": (area, [column], [tensor], 4, bytearray()),
         "measure_one": (area, column, 4, len, tensor),
@@ -240,9 +245,9 @@ def wrong_arguments():
     }
     strange = (
         None, -1, 2**40, 2**62, 2**70, "", [], [None], [2**62], (), {}, [()], [(1,)], object(),
-        [sample[:4]], [(4, 4, 1, 4, None)], [(2**40, 1, 2**40, 4, tensor)],
-        [(1, 2**62, 3, 4, tensor)], [(-1, -1, -1, 4, tensor)], [tensor] * 3, bytearray(1),
-        torch.nn.Parameter(torch.ones(2)),
+        [sample[:39]], [sample[:40]], [room(2**40, 1, 2**40, 4)], [room(1, 2**62, 3, 4)],
+        [room(-1, -1, -1, 4)], [room(4, 4, 1, 4, size=0)], [room(4, 4, 1, 4, size=2**62)],
+        [room(1, 1, 4, 2**62)], [tensor] * 3, bytearray(1), torch.nn.Parameter(torch.ones(2)),
     )  # fmt: skip
     for name, arguments in right.items():
         getattr(kernels, name)(*arguments)

@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import json
 import os
+import struct
 import subprocess
 import sys
 import types
@@ -225,10 +226,21 @@ def test_no_number_is_written_beside_the_cells(column, cells):
 
 @pytest.mark.parametrize(
     "sample",
-    [(5, 1, 1, 4), (2, 3, 2, 4), (1, -1, 2, 4), (1, 1, 2**62, 4), (-1, 1, 1, 4), (2, 1, 3, 4)],
+    [
+        *((5, 1, 1, 4, 4), (2, 3, 2, 4, 4), (1, -1, 2, 4, 4), (1, 1, 2**62, 4, 4)),
+        *((-1, 1, 1, 4, 4), (2, 1, 3, 4, 4), (1, 1, 4, 4, 8), (1, 1, 4, 3, 4), (1, 1, 4, 4, 0)),
+    ],
 )
 def test_no_sample_reaches_beyond_its_tensor_or_its_copy(sample):
     """It counts as one that does not fit."""
     area = types.SimpleNamespace(cells=torch.zeros(8, 9), numel=[0] * 8)
-    left = kernels.compiled.remember(area, [1], [torch.ones(4)], [(*sample, torch.empty(4))], 7)
-    assert left == [0]
+    room = bytearray(struct.pack("5q", *sample)) + bytes(16)
+    assert kernels.compiled.remember(area, [1], [torch.ones(4)], [room], 7) == [0]
+
+
+@pytest.mark.parametrize("sample", [bytearray(39), b"", (1, 1, 1, 4, 4), None])
+def test_a_sample_that_is_none_is_an_error(sample):
+    """Nothing is read as one."""
+    area = types.SimpleNamespace(cells=torch.zeros(8, 9), numel=[0] * 8)
+    with pytest.raises(TypeError, match="sample"):
+        kernels.compiled.remember(area, [1], [torch.ones(4)], [sample], 7)

@@ -5,10 +5,11 @@
 #include <math.h>
 #include <string.h>
 
-/* Runs of neighbours at equal distances, and the tensor in which their elements are copied. */
+/* Runs of neighbours at equal distances. A bytearray begins with this, in the order of Python's
+ * side, and goes on with room for a copy of their elements. */
 typedef struct {
-    long long length, stride, runs;
-    tensor copy;
+    int64_t length, stride, runs;
+    int64_t numel, size; /* of the tensor, and of an element of it in bytes */
 } sample;
 
 typedef struct {
@@ -17,24 +18,31 @@ typedef struct {
     long long place;
 } request;
 
-/* 1 where a sample belongs to such a tensor, else 0. */
-static int fits(const sample *of, const tensor *read, long long numel) {
-    if (numel != read->numel || of->copy.of != read->of || of->length < 0 || of->runs < 0 ||
-        of->length > numel)
+/* 1 where a sample with room for so many bytes belongs to such a tensor, else 0. */
+static int fits(const sample *of, const tensor *read, int64_t room) {
+    if (of->numel != read->numel || of->size != read->of->size || of->length < 0 || of->runs < 0 ||
+        of->length > of->numel)
         return 0;
-    if (of->length && of->runs > of->copy.numel / of->length)
+    if (of->length && of->runs > room / of->size / of->length)
         return 0;
-    return of->runs < 2 || (of->stride >= 0 && of->stride <= (numel - of->length) / (of->runs - 1));
+    return of->runs < 2 ||
+           (of->stride >= 0 && of->stride <= (of->numel - of->length) / (of->runs - 1));
 }
 
-/* The sample of a tensor; answers as `use` does. Its copy stays the list's. */
-static int sample_at(const request *asked, Py_ssize_t i, const tensor *read, sample *found) {
-    PyObject *item = PyList_GetItem(asked->samples, i), *copy;
-    long long numel;
-    if (!item || !PyArg_ParseTuple(item, "LLLLO", &found->length, &found->stride, &found->runs,
-                                   &numel, &copy))
+/* The sample of a tensor and where its copy lies, in the list's bytearray; answers as `use` does. */
+static int sample_at(const request *asked, Py_ssize_t i, const tensor *read, sample *found,
+                     char **copy) {
+    PyObject *item = PyList_GetItem(asked->samples, i);
+    int64_t header = (int64_t)sizeof *found;
+    if (!item)
         return -1;
-    return locate(copy, &found->copy) && fits(found, read, numel);
+    if (!PyByteArray_Check(item) || PyByteArray_Size(item) < header) {
+        PyErr_SetString(PyExc_TypeError, "a sample is a bytearray that begins with five numbers");
+        return -1;
+    }
+    *copy = PyByteArray_AsString(item) + header;
+    memcpy(found, *copy - header, sizeof *found);
+    return fits(found, read, PyByteArray_Size(item) - header);
 }
 
 /* Write a norm over a sample, scaled up to all elements, and in the next place, unless it is NaN, a
@@ -65,20 +73,21 @@ static const char *run_at(const tensor *read, const sample *of, int64_t run) {
 static int remember(PyObject *object, const tensor *read, Py_ssize_t i, void *context) {
     (void)object;
     sample of;
-    int fitting = sample_at(context, i, read, &of);
+    char *copy;
+    int fitting = sample_at(context, i, read, &of, &copy);
     if (fitting != 1)
         return fitting;
     int64_t bytes = of.length * read->of->size, sampled = of.length * of.runs;
     if (!of.length || !of.runs)
         return 1;
     for (int64_t run = 0; run < of.runs; run++)
-        memcpy(of.copy.data + run * bytes, run_at(read, &of, run), (size_t)bytes);
+        memcpy(copy + run * bytes, run_at(read, &of, run), (size_t)bytes);
     summary found;
-    read->of->add_squares(of.copy.data, sampled, &found);
+    read->of->add_squares(copy, sampled, &found);
     double norm = sqrt(found.squares);
     if (!is_plain(read->of, norm)) {
-        read->of->summarise(of.copy.data, sampled, &found);
-        norm = norm_of(read->of, of.copy.data, sampled, &found);
+        read->of->summarise(copy, sampled, &found);
+        norm = norm_of(read->of, copy, sampled, &found);
     }
     return write_sample(context, i, read->numel, &of, norm, NAN);
 }
@@ -86,7 +95,8 @@ static int remember(PyObject *object, const tensor *read, Py_ssize_t i, void *co
 static int change(PyObject *object, const tensor *read, Py_ssize_t i, void *context) {
     (void)object;
     sample of;
-    int fitting = sample_at(context, i, read, &of);
+    char *copy;
+    int fitting = sample_at(context, i, read, &of, &copy);
     if (fitting != 1)
         return fitting;
     int64_t bytes = of.length * read->of->size;
@@ -94,12 +104,12 @@ static int change(PyObject *object, const tensor *read, Py_ssize_t i, void *cont
     if (!of.length || !of.runs)
         return 1;
     for (int64_t run = 0; run < of.runs; run++)
-        read->of->compare(run_at(read, &of, run), of.copy.data + run * bytes, of.length, &found);
+        read->of->compare(run_at(read, &of, run), copy + run * bytes, of.length, &found);
     if (!is_plain(read->of, sqrt(found.squares))) {
         found.squares = 0;
         for (int64_t run = 0; run < of.runs; run++)
             found.squares += read->of->squared_change(run_at(read, &of, run),
-                                                      of.copy.data + run * bytes, of.length);
+                                                      copy + run * bytes, of.length);
     }
     double alike = (double)found.alike / (double)(of.length * of.runs);
     return write_sample(context, i, read->numel, &of, sqrt(found.squares), alike);
