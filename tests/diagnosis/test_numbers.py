@@ -10,7 +10,7 @@ from handwritten import Net
         ([1e-3] * 5, "healthy"),
         ([2.0] * 5, "exploding"),
         ([0.2] * 5, "healthy"),
-        ([1e-9] * 5, "vanishing"),
+        ([1e-9] * 5, "stalled"),
         ([5e-6] * 5, "healthy"),
         ([5e-7 * i for i in range(1, 6)], "healthy"),
         ([0.0, 1e-9], "healthy"),
