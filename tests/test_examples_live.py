@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 import sqlite3
 import struct
-import subprocess
 import sys
 from collections import defaultdict
-from pathlib import Path
 
 import pytest
 import torch
+from as_user import ROOT, example
 
-ROOT = Path(__file__).resolve().parents[1]
 BLOCK, HEADER = 32768, 7
 """Of the files of Weights & Biases, which are logs of LevelDB."""
 
@@ -38,15 +35,7 @@ def told():
 
 def run(log, folder):
     """The example, as a user starts it in a folder of his own."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "live.py"), log],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    done = example(folder, "live.py", log)
     assert "verdict: healthy" in done.stdout
     return folder / "runs" / "live", done.stdout + done.stderr
 

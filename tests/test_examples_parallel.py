@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from as_user import example
 
 from gradscope.trace.table import Trace
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.slow
@@ -23,18 +17,8 @@ def test_ddp_and_fsdp_record_the_same(tmp_path):
     for how in ("ddp", "fsdp"):
         folder = tmp_path / how
         folder.mkdir()
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-                *("--nproc-per-node", "2", str(ROOT / "examples" / "parallel.py"), how),
-            ],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        )
-        assert done.returncode == 0, done.stderr
+        ranks = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+        done = example(folder, "parallel.py", how, launcher=ranks)
         assert done.stdout.count("verdict: healthy") == 1
         assert [path.name for path in folder.iterdir()] == ["run.parquet"]
         traces[how] = Trace.load(folder / "run.parquet")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from as_user import ROOT, example
 from torch import nn
 
 from gradscope.trace.table import Trace
 
-ROOT = Path(__file__).resolve().parents[1]
 STEPS, EVERY = 20, 2
 
 pytest.importorskip("ray", reason="pip install 'gradscope-torch[ray]'")
@@ -42,15 +39,7 @@ def by_hand():
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="no distributed package")
 def test_two_workers_record_the_norms_of_the_whole_batch(tmp_path):
     """Each parameter at each second step; rank 0 alone has written, and said it."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "ray_train.py")],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    done = example(tmp_path, "ray_train.py")
     assert "verdict: " in done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ray", "run.parquet"]
     trace = Trace.load(tmp_path / "run.parquet")
