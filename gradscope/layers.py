@@ -79,9 +79,7 @@ def is_normalisation(module: nn.Module) -> bool:
 
 def normalises_input(module: nn.Module) -> bool:
     """Whether a normalisation uses the statistics of the input at hand, not running ones."""
-    if isinstance(module, _BatchOrInstanceNorm):
-        return module.training or module.running_mean is None
-    return is_normalisation(module)
+    return is_normalisation(module) and (module.training or not has_running_statistics(module))
 
 
 def has_running_statistics(module: nn.Module) -> bool:

@@ -306,6 +306,11 @@ def known_steps(log10_rms: Sequence[float]) -> list[float]:
     return [step if math.isfinite(step) else 0.0 for step in steps]
 
 
+def is_inside(name: str, module: str) -> bool:
+    """Whether a module is another one or a part of it; the network itself has the empty name."""
+    return not module or name == module or name.startswith(f"{module}.")
+
+
 def listed(names: list[str], limit: int = 4) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""

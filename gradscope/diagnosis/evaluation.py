@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gradscope.diagnosis.case import Case, listed
+from gradscope.diagnosis.case import Case, is_inside, listed
 from gradscope.diagnosis.verdict import Evidence, Finding, Severity
 from gradscope.layers import is_norm
 from gradscope.trace.structure import ModuleInfo
@@ -23,21 +23,22 @@ def evaluation_mode(case: Case) -> Iterator[Finding]:
     }
     parts: dict[str, list[ModuleInfo]] = {}
     for info in case.structure.modules:
-        if info.output in reached and (_drops(info) or _averages(info)):
+        off = info.order >= 0 and "eval_since" in info.settings
+        if off and info.output in reached and (_drops(info) or _averages(info)):
             part = _part(case, info.name)
-            if part is not None and any(_within(name, part) for name in trained):
+            if part is not None and any(is_inside(name, part) for name in trained):
                 parts.setdefault(part, []).append(info)
     if not parts:
         return
-    off = [info for infos in parts.values() for info in infos]
-    norms = [info for info in off if _averages(info)]
+    idle = [info for infos in parts.values() for info in infos]
+    norms = [info for info in idle if _averages(info)]
     fresh = sum(bool(info.settings.get("untouched")) for info in norms)
     evidence = {
-        "drop nothing": Evidence(len(off) - len(norms), "modules"),
+        "drop nothing": Evidence(len(idle) - len(norms), "modules"),
         "running statistics": Evidence(len(norms), "modules"),
         "untouched": Evidence(fresh, "of them as they were made: they normalise nothing"),
     }
-    since = max(int(info.settings["eval_since"]) for info in off)
+    since = max(int(info.settings["eval_since"]) for info in idle)
     yield Finding(
         "evaluation-mode",
         Severity.WARNING,
@@ -46,7 +47,7 @@ def evaluation_mode(case: Case) -> Iterator[Finding]:
         + " and ".join(
             text
             for text, holds in (
-                ("dropout drops nothing", len(off) > len(norms)),
+                ("dropout drops nothing", len(idle) > len(norms)),
                 ("batch norm does not use the batch", len(norms) > fresh),
                 ("batch norm normalises nothing, as its running statistics are untouched", fresh),
             )
@@ -85,19 +86,13 @@ def _part(case: Case, name: str) -> str | None:
         path = path.rpartition(".")[0]
 
 
-def _within(name: str, part: str) -> bool:
-    return not part or name == part or name.startswith(f"{part}.")
-
-
 def _drops(info: ModuleInfo) -> bool:
     """Whether a module that is in evaluation mode would drop something in training."""
     known, kind = info.settings, info.type.lower()
-    if "eval_since" not in known or info.order < 0:
-        return False
     own = known.get("p", 0.0) if "drop" in kind or "stochasticdepth" in kind else 0.0
     return max(own, *(known.get(name, 0.0) for name in _SHARES)) > 0 or kind == "rrelu"
 
 
 def _averages(info: ModuleInfo) -> bool:
     """Whether a norm uses running statistics for being in evaluation mode."""
-    return info.order >= 0 and "eval_since" in info.settings and "running" in info.settings
+    return "running" in info.settings

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from gradscope.diagnosis import limits
-from gradscope.diagnosis.case import Case
+from gradscope.diagnosis.case import Case, is_inside
 from gradscope.trace.vocabulary import place_of
 
 
@@ -30,7 +30,7 @@ def behind_gates(case: Case) -> set[str]:
     return {
         tensor.name
         for _, tensor in case.columns("weight")
-        if any(_is_inside(tensor.module, scope) for scope in scopes)
+        if any(is_inside(tensor.module, scope) for scope in scopes)
     }
 
 
@@ -43,10 +43,6 @@ def _at_first(case: Case, column: int) -> float:
 
 def _branch(module: str, weighted: set[str]) -> str:
     """The smallest module around a scale that holds weights; the network has the empty name."""
-    while module and not any(_is_inside(name, module) for name in weighted):
+    while module and not any(is_inside(name, module) for name in weighted):
         module = module.rpartition(".")[0]
     return module
-
-
-def _is_inside(name: str, module: str) -> bool:
-    return not module or name == module or name.startswith(f"{module}.")

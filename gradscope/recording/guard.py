@@ -67,7 +67,7 @@ class Guard:
         return _hidden(guarded)
 
     def wrap_reader(self, where: str, read: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
-        """The same of what takes the statistics of a tensor, at half the cost for a plain one."""
+        """The same of what takes the statistics of a tensor; a plain one takes a shorter way."""
 
         def guarded(tensor: Tensor) -> None:
             if self.faulty:

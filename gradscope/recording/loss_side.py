@@ -84,8 +84,7 @@ class LossReader:
         if loss is None:
             return
         self._seen = True
-        value = reductions.local(loss)
-        value = value.reshape(()) if value.dim() else value
+        value = reductions.local(loss).reshape(())
         self._buffer.cell(value.device, META, "abs_max").copy_(value)
         self._buffer.numel[META] = 1
         if self._first is None:

@@ -73,6 +73,13 @@ class Rows:
             matrix = grad.reshape(-1, self.values.shape[1])
             self.gradient = matrix[:: self.stride].clone()
 
+    def numbers(self, scale: float) -> tuple[Tensor, Tensor] | None:
+        """Values and gradient in float64 on the host, without a factor; None if not all finite."""
+        if self.gradient is None:
+            return None
+        value, grad = self.values.double().cpu(), self.gradient.double().cpu() / scale
+        return (value, grad) if value.isfinite().all() and grad.isfinite().all() else None
+
 
 def compared(
     operations: tuple[str, ...], rows: Rows, loss: float, scale: float
@@ -91,23 +98,20 @@ def compared(
         unknown.
     """
     unknown: tuple[tuple[Summary, ...], float] = (), math.nan
-    if rows.gradient is None or not math.isfinite(loss):
+    numbers = rows.numbers(scale)
+    if numbers is None or not math.isfinite(loss):
         return unknown
-    told = tuple(name for name in operations if name not in PASSIVE)
-    value = rows.values.double().cpu()
-    grad = rows.gradient.double().cpu() / scale
-    if not (value.isfinite().all() and grad.isfinite().all()):
-        return unknown
+    value, grad = numbers
     numel = math.prod(rows.shape)
     tolerance = COMPLETE if rows.stride == 1 else SAMPLED
-    if told[-2:] in CROSS_ENTROPY:
+    if _ends_in(operations, CROSS_ENTROPY):
         return (), _class_frequencies(grad)
     for patterns, invert, price in (
         (SQUARED, _of_square, _square),
         (LOGISTIC, _of_logits, _logistic),
         (BINARY, _of_probabilities, _binary),
     ):
-        if not any(told[-len(pattern) :] == pattern for pattern in patterns):
+        if not _ends_in(operations, patterns):
             continue
         for times, whole in ((numel, 1), (1, numel)):  # reduced by the mean, by the sum
             target = invert(value, grad * times)
@@ -135,14 +139,10 @@ def sides(
         Shares of the outputs with a target above and below them; the most that the mean of the
         targets can be where those above count as negative. None where the loss is another one.
     """
-    told = tuple(name for name in operations if name not in PASSIVE)
-    known = any(told[-len(pattern) :] == pattern for pattern in ABSOLUTE)
-    if not known or rows.gradient is None or not math.isfinite(loss):
+    numbers = rows.numbers(scale)
+    if numbers is None or not math.isfinite(loss) or not _ends_in(operations, ABSOLUTE):
         return None
-    value = rows.values.double().cpu()
-    grad = rows.gradient.double().cpu() / scale
-    if not (value.isfinite().all() and grad.isfinite().all()):
-        return None
+    value, grad = numbers
     largest, numel = grad.abs().max().item(), math.prod(rows.shape)
     for times, whole in ((numel, 1), (1, numel)):  # reduced by the mean, by the sum
         if abs(largest * times - 1) <= BOUND:
@@ -150,6 +150,12 @@ def sides(
             signed = (grad.sign() * value).mean().item() - share * loss / whole
             return (grad < 0).double().mean().item(), (grad > 0).double().mean().item(), signed
     return None
+
+
+def _ends_in(operations: tuple[str, ...], patterns: tuple[tuple[str, ...], ...]) -> bool:
+    """Whether a loss of some kind stands last, but for what only moves elements about."""
+    told = tuple(name for name in operations if name not in PASSIVE)
+    return any(told[-len(pattern) :] == pattern for pattern in patterns)
 
 
 def _square(value: Tensor, target: Tensor) -> Tensor:
